@@ -1,0 +1,65 @@
+# Every habit of this project. `make` alone explains itself.
+# Nothing here downloads from anywhere but the package index, and uv never fetches an interpreter.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough; `make PYTHON=/path/to/python test` names another one.
+is-new-enough = $(shell $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(1))
+PYTHON ?= $(firstword $(foreach candidate,python3.13 python3.12 python3.11 python3,$(call is-new-enough,$(candidate))))
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_PYTHON := $(CURDIR)/$(BIN)/python
+
+.PHONY: help demo test check bench docs build clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-6s  %s\n", $$1, $$2}'
+
+demo: $(READY)  ## start a few jobs, lose a runner, kill one: what jobrunner does, in a minute
+	@$(BIN)/python -m jobrunner.demo
+
+test: $(READY)  ## all tests, in random order
+	@$(BIN)/pytest
+
+check: $(READY)  ## lint, format, types, the layers, the migrations, the lock file
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && set -x && \
+	export JOBRUNNER_DATABASE_URL="sqlite:///$$directory/check.db" && \
+	$(BIN)/alembic upgrade head && $(BIN)/alembic check
+	$(BIN)/uv lock --check
+
+bench: $(READY)  ## measure: beats, claims, bulk watching, beside the raw driver
+	@$(BIN)/python -m bench
+
+docs: $(READY)  ## build the pages into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+build: $(READY)  ## sdist and wheel into dist/
+	$(BIN)/uv build
+
+clean:  ## remove what was built, and the environment
+	rm -rf $(VENV) build dist docs/_build .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml uv.lock | $(BIN)/uv
+	$(BIN)/uv sync --locked --all-extras --compile-bytecode
+	@touch $@
+
+# uv is in the lock file too: `uv sync` puts the locked version in the place of this first one.
+$(BIN)/uv:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "jobrunner needs Python 3.11 or newer, and none was found on the PATH." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
+		exit 1; \
+	fi
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.8"

@@ -1,0 +1,208 @@
+"""Runs commands on this host, in processes that live on when the runner does not."""
+
+import asyncio
+import datetime as dt
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import ValidationError
+
+from jobrunner.backends.base import (
+    Absent,
+    Found,
+    Gone,
+    LogLine,
+    Observation,
+    Patience,
+    RemoteError,
+    Unsure,
+    ensure_in_time,
+)
+from jobrunner.backends.process import wrapper
+from jobrunner.backends.process.cancelling import Canceller
+from jobrunner.backends.process.looking import Look
+from jobrunner.backends.process.records import RecordDirectory
+from jobrunner.backends.process.spec import ProcessSpec
+from jobrunner.backends.process.tree import RECORD_VARIABLE
+from jobrunner.errors import BackendError, SubmitRejected, SubmitTooLate, Throttled
+from jobrunner.identity import host_id, process_table, unixname
+
+_WRAPPER = Path(wrapper.__file__)
+_ANSWER_S = 25.0  # how long the wrapper may take to tell how the start went
+_LINES_A_READ = 1000
+_LONGEST_LINE = 1024 * 1024  # bytes; a progress bar may never end its line
+
+
+class ProcessBackend:
+    """The processes of this host as an outside system. An external id is the path of a record directory."""
+
+    bulk_limit = 1000
+    # The record stands before `submit` returns and nothing takes it away; the rest is for a disk
+    # that is being mounted again.
+    patience = Patience(call_s=30.0, appear_s=10.0, vanish_s=60.0)
+
+    def __init__(self) -> None:
+        self._canceller = Canceller()
+
+    async def submit(self, spec: Mapping[str, Any], token: str) -> str:
+        """Start the command and return its external id; with a token that was used, the id of then.
+
+        Raises `SubmitRejected` when it cannot be started here, `Throttled` when the host has no
+        processes left, `SubmitTooLate` when `find` proved it absent first.
+        """
+        return await asyncio.to_thread(_submit, _parsed(spec), token)
+
+    async def find(self, spec: Mapping[str, Any], token: str, since: dt.datetime) -> Found | Absent | Unsure:  # noqa: ARG002
+        """Prove what became of a submission, by making sure that a late one can no longer start."""
+        return await asyncio.to_thread(_find, _parsed(spec), token)
+
+    async def fetch(self, ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
+        """Look at the records and the processes of the jobs."""
+        return await asyncio.to_thread(_fetch, ids)
+
+    async def cancel(self, ids: Sequence[str], reason: str) -> Mapping[str, RemoteError]:
+        """Send SIGTERM to each job's processes, and SIGKILL in the first call after the spec's grace."""
+        return await asyncio.to_thread(self._cancel, ids, reason)
+
+    async def logs(self, external_id: str, since: dt.datetime | None) -> AsyncIterator[LogLine]:  # noqa: ARG002
+        """Yield what the command has printed so far. The lines carry no time, so `since` leaves none out."""
+        try:
+            file = await asyncio.to_thread(log_path(external_id).open, "rb")
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, so no path
+            return
+        except OSError as error:
+            msg = f"{log_path(external_id)} cannot be read ({error.strerror}): make it readable for this user"
+            raise BackendError(msg) from error
+        with file:
+            while lines := await asyncio.to_thread(_read_lines, file):
+                for line in lines:
+                    yield line
+
+    async def close(self) -> None:
+        """Do nothing: all that is held is in the records."""
+
+    def _cancel(self, ids: Sequence[str], reason: str) -> Mapping[str, RemoteError]:
+        table = process_table()
+        troubles = {external_id: self._canceller.cancel(external_id, reason, table) for external_id in ids}
+        return {external_id: RemoteError(text) for external_id, text in troubles.items() if text is not None}
+
+
+def log_path(external_id: str) -> Path:
+    """Return where the output of a job is, standard output and error in one file."""
+    return Path(RecordDirectory(external_id).log)
+
+
+def _parsed(spec: Mapping[str, Any]) -> ProcessSpec:
+    try:
+        return ProcessSpec.model_validate(spec)
+    except ValidationError as error:
+        # Only places and reasons: a value may be a secret.
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        msg = f"the process spec is wrong: {wrong}"
+        raise SubmitRejected(msg) from None
+
+
+def _submit(spec: ProcessSpec, token: str) -> str:
+    directory = RecordDirectory.for_token(spec.records_dir, token)
+    try:
+        directory.make()
+        order = _order(spec, directory)
+    except OSError as error:
+        raise SubmitRejected(_directory_trouble(directory, error)) from error
+    result, message = _spawn(order)
+    if result in {"started", "already"}:
+        return directory.path
+    if result == "refused":
+        msg = "another runner had already proved this submission absent: nothing was started"
+        raise SubmitTooLate(msg)
+    if result == "busy":
+        raise Throttled(message)
+    raise SubmitRejected(message)
+
+
+def _order(spec: ProcessSpec, directory: RecordDirectory) -> wrapper.Order:
+    environment = {**os.environ, **spec.env, RECORD_VARIABLE: directory.path}
+    return {
+        "directory": _as_utf8(directory.path),
+        "host": host_id(),
+        "command": [_as_utf8(word) for word in spec.command],
+        "cwd": _as_utf8(spec.cwd or os.getcwd()),  # noqa: PTH109  (a string is what travels)
+        "env": {_as_utf8(name): _as_utf8(value) for name, value in environment.items()},
+        "stop_grace_s": spec.stop_grace_s,
+    }
+
+
+def _as_utf8(text: str) -> str:
+    """Return the text whose bytes, in the wrapper's UTF-8 mode, are those of `text` here."""
+    return os.fsencode(text).decode("utf-8", "surrogateescape")
+
+
+def _spawn(order: wrapper.Order) -> tuple[str, str]:
+    """Run the wrapper and return its answer: a result and a message."""
+    command = [sys.executable, "-I", "-S", "-X", "utf8", str(_WRAPPER)]
+    ensure_in_time()
+    try:
+        # A session of its own: Ctrl-C in the runner's terminal must not cut the start in two.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.ENOMEM}:
+            return "busy", "the host can start no more processes now"
+        return "failed", f"Python itself, {sys.executable}, cannot be started ({error.strerror}): repair it"
+    with process:
+        try:
+            answer, trouble = process.communicate(json.dumps(order).encode(), timeout=_ANSWER_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            msg = (
+                f"the wrapper of {order['directory']} did not say within {_ANSWER_S:.0f} s whether it started"
+            )
+            raise BackendError(msg) from None
+    try:
+        told = json.loads(answer)
+    except ValueError:
+        last = trouble.decode(errors="replace").strip().rpartition("\n")[2] or "no word of why"
+        msg = f"the wrapper of {order['directory']} died while it started the command: {last}"
+        raise BackendError(msg) from None
+    return told["result"], told["message"]
+
+
+def _find(spec: ProcessSpec, token: str) -> Found | Absent:
+    directory = RecordDirectory.for_token(spec.records_dir, token)
+    try:
+        directory.make()
+        first = directory.refuse()
+    except OSError as error:
+        raise BackendError(_directory_trouble(directory, error)) from error
+    return Found(directory.path) if first is not None and first.by == "wrapper" else Absent()
+
+
+def _directory_trouble(directory: RecordDirectory, error: OSError) -> str:
+    place = error.filename or directory.path
+    return (
+        f"the record directory {directory.path} cannot be written ({error.strerror}: {place}): "
+        f"let {unixname()} write there, free space, or choose another `records_dir`"
+    )
+
+
+def _fetch(ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
+    look = Look()
+    return {external_id: look.at(external_id) for external_id in ids}
+
+
+def _read_lines(file: BinaryIO) -> list[LogLine]:
+    lines: list[LogLine] = []
+    while len(lines) < _LINES_A_READ and (line := file.readline(_LONGEST_LINE)):
+        lines.append(LogLine(line.rstrip(b"\r\n").decode(errors="replace")))
+    return lines

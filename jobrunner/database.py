@@ -1,0 +1,264 @@
+"""The database: engine, transactions, what differs between SQLite and PostgreSQL.
+
+Every error of a driver leaves this module as a `DatabaseError` with one sentence.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from jobrunner.deadline import put_deadline_on_calls
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
+from jobrunner.redaction import mask_url
+from jobrunner.settings import Settings, get_settings
+
+SCHEMA_VERSION = "0001"
+"""The newest migration of this version; a test holds it against the migrations themselves."""
+
+_MIN_SQLITE = (3, 35, 0)  # RETURNING
+
+
+class Base(DeclarativeBase):
+    """The declarative base: its metadata holds the tables, and names their constraints."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Database:
+    """One database, reached through one pool.
+
+    `read` and `write` give a connection for a moment; `held` one to keep, for beats. On PostgreSQL
+    each statement is its own transaction; on SQLite `write` is an IMMEDIATE one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url = _parse_url(settings.effective_database_url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.shown_url = mask_url(self.url.render_as_string(hide_password=True))
+        self.engine = _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
+        self._autocommit = self.engine.execution_options(
+            **({"jobrunner_begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
+        )
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection for statements that each stand alone."""
+        with self.translated(), self._autocommit.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Give a connection for one write: it stands when the block ends well, and else nothing does."""
+        if not self.is_sqlite:
+            with self.read() as connection:
+                yield connection
+            return
+        with self.translated(), self.engine.begin() as connection:
+            yield connection
+
+    def held(self) -> Connection:
+        """Return a connection of the caller's own, to be kept and closed by him; the pool forgets it."""
+        with self.translated():
+            connection = self._autocommit.connect()
+            connection.detach()
+            if self.is_sqlite:
+                # A beat lost in a power cut is replaced by the next one: it need not wait for the disk.
+                connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
+            else:
+                connection.exec_driver_sql("SET synchronous_commit = off")
+            return connection
+
+    def session(self) -> Session:
+        """Return an ORM session; on SQLite its transactions are IMMEDIATE."""
+        return Session(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what SQLAlchemy raises within the block into our errors."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise translate(error, self.shown_url) from error
+
+    def schema_version(self) -> str | None:
+        """Return the version that the schema is at; None without one."""
+        with self.translated(), self._autocommit.connect() as connection:
+            try:
+                return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            except DBAPIError as error:
+                if _is_missing_table(error):
+                    return None
+                raise
+
+    def dispose(self) -> None:
+        """Close the pool's connections."""
+        self.engine.dispose()
+
+
+def translate(error: SQLAlchemyError, shown_url: str) -> DatabaseError:
+    """Return our error for one of SQLAlchemy's: what is wrong, and what to do."""
+    reason = _first_line(getattr(error, "orig", None) or error)
+    if isinstance(error, DBAPIError):
+        if _is_missing_table(error):
+            return SchemaError(f"The schema of {shown_url} does not fit ({reason}): run `jobrunner db upgrade`.")
+        if _is_outage(error):
+            return DatabaseUnavailable(f"The database {shown_url} cannot be used now: {reason}")
+    if isinstance(error, PoolTimeoutError):
+        return DatabaseUnavailable(f"The database {shown_url} gave no connection in time: {reason}")
+    return DatabaseError(f"The database {shown_url} refused: {reason}")
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    kind = type(error.orig).__name__
+    if error.connection_invalidated or kind in {"OperationalError", "InterfaceError", "InternalError"}:
+        return True
+    # Deadlocks, timeouts, shutdowns and read-only standbys carry classes of their own in psycopg.
+    return any(base.__name__ == "OperationalError" for base in type(error.orig).__mro__)
+
+
+def _is_missing_table(error: DBAPIError) -> bool:
+    kind, words = type(error.orig).__name__, str(error.orig)
+    return kind in {"UndefinedTable", "UndefinedColumn"} or "no such table" in words or "no such column" in words
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _parse_url(given: str) -> URL:
+    try:
+        url = make_url(given)
+    except ArgumentError:
+        raise SettingsError(
+            f"The database_url {mask_url(given)!r} is not a URL: give one such as "
+            "postgresql://user@host/name or sqlite:////path/to/file.db."
+        ) from None
+    name = url.get_backend_name()
+    if name in {"postgresql", "postgres"}:
+        return url.set(drivername="postgresql+psycopg")
+    if name != "sqlite":
+        raise SettingsError(f"The database_url names {name!r}: jobrunner works on sqlite and postgresql.")
+    if url.database in {None, "", ":memory:"} or "mode=memory" in str(url):
+        raise SettingsError(
+            "An in-memory SQLite database cannot be reached by a second process: name a file, sqlite:////path/to/file.db."
+        )
+    return url
+
+
+def _sqlite_engine(url: URL, settings: Settings) -> Engine:
+    if sqlite3.sqlite_version_info < _MIN_SQLITE:
+        raise SettingsError(f"SQLite {sqlite3.sqlite_version} is too old: jobrunner needs 3.35 or newer.")
+    path = Path(url.database or "")
+    if settings.is_embedded:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"The directory {path.parent} for the database cannot be made ({error.strerror}): "
+                "set JOBRUNNER_DATA_DIR or JOBRUNNER_DATABASE_URL to a place you may write to."
+            ) from error
+    elif not path.parent.is_dir():
+        raise DatabaseUnavailable(f"The directory {path.parent} of the database does not exist: make it first.")
+    engine = create_engine(url, connect_args={"timeout": settings.sqlite_busy_timeout_s})
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself: see _begin
+        for pragma in ("journal_mode = WAL", "foreign_keys = ON", "synchronous = FULL"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # IMMEDIATE: a deferred transaction that turns into a writer fails at once when another wrote.
+        begin = connection.get_execution_options().get("jobrunner_begin", "BEGIN IMMEDIATE")
+        if begin:
+            connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _postgres_engine(url: URL, settings: Settings) -> Engine:
+    arguments: dict[str, Any] = {
+        "connect_timeout": max(2, round(settings.connect_timeout_s)),
+        "prepare_threshold": settings.prepare_threshold,
+        "application_name": "jobrunner",
+        # The kernel gives up on a peer that vanished without a word.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": round(settings.call_timeout_s * 1000),
+    }
+    if settings.postgres_options:
+        values = {
+            "default_transaction_isolation": r"read\ committed",
+            "statement_timeout": f"{round(settings.statement_timeout_s * 1000)}",
+            "lock_timeout": f"{round(settings.lock_timeout_s * 1000)}",
+            "idle_in_transaction_session_timeout": f"{round(settings.call_timeout_s * 1000)}",
+            "synchronous_commit": "on",
+        }
+        arguments["options"] = " ".join(f"-c {key}={value}" for key, value in values.items())
+    try:
+        engine = create_engine(
+            url, connect_args=arguments, pool_size=5, max_overflow=10, pool_timeout=settings.connect_timeout_s
+        )
+    except (ModuleNotFoundError, NoSuchModuleError) as error:
+        raise SettingsError(
+            "PostgreSQL needs the extra `postgres`: run `pip install 'jobrunner[postgres]'`."
+        ) from error
+    put_deadline_on_calls(engine, settings.call_timeout_s)
+    return engine
+
+
+_lock = threading.RLock()
+_current: tuple[int, Settings, Database] | None = None
+
+
+def get_database() -> Database:
+    """Return this process's database, as the settings name it, with its schema checked.
+
+    Raises `SettingsError`, `DatabaseUnavailable` or `SchemaError`.
+    """
+    global _current  # noqa: PLW0603  # one pool a process; a fork gets its own
+    settings = get_settings()
+    with _lock:
+        if _current is not None and _current[0] == os.getpid() and _current[1] is settings:
+            return _current[2]
+        database = Database(settings)
+        _check_schema(database)
+        if _current is not None and _current[0] == os.getpid():
+            _current[2].dispose()
+        _current = (os.getpid(), settings, database)
+        return database
+
+
+def _check_schema(database: Database) -> None:
+    version = database.schema_version()
+    # A newer schema is only ever additive within a major version: older code works on it.
+    if version is not None and version >= SCHEMA_VERSION:
+        return
+    if database.settings.is_embedded:
+        from jobrunner.schema import upgrade_embedded
+
+        upgrade_embedded(database)
+        return
+    what = "has no tables of jobrunner" if version is None else f"is at version {version}, older than {SCHEMA_VERSION}"
+    raise SchemaError(f"The database {database.shown_url} {what}: run `jobrunner db upgrade`.")

@@ -1,0 +1,128 @@
+"""Everything that jobrunner raises.
+
+JobrunnerError
+├── UsageError              what the caller asked for cannot be done as asked
+│   ├── SettingsError       a setting or a connection is wrong or missing
+│   ├── SpecError           a job's description is wrong, or holds a secret
+│   ├── JobNotFound         there is no job with that id
+│   └── NotOwner            only the runner that owns a job may do this
+├── DatabaseError
+│   ├── DatabaseUnavailable the database refuses, is silent, or is not there
+│   └── SchemaError         the tables are missing, old or newer than this version
+├── JobEndedBadly           what `result()` and `run()` raise
+│   ├── JobFailed
+│   ├── JobKilled
+│   └── JobLost
+├── ClaimLost               the job is no longer ours: it was taken, ended or deleted
+├── Released                the runner was stopped and gave its jobs back
+├── WaitTimeout             the time to wait was over before the job was
+└── BackendError            the outside system, as a backend reports it
+    ├── SubmitRejected      it said no for good: nothing was made
+    ├── Throttled           it said later: nothing was done
+    └── SubmitTooLate       the moment to send had passed: nothing was sent
+"""
+
+from jobrunner.states import JobState
+
+
+class JobrunnerError(Exception):
+    """Something went wrong in jobrunner."""
+
+    def __init__(self, message: str | None = None) -> None:
+        # The docstring is the message of an error that has nothing to add.
+        super().__init__(message or type(self).__doc__ or type(self).__name__)
+
+
+class UsageError(JobrunnerError):
+    """What was asked for cannot be done as asked."""
+
+
+class SettingsError(UsageError):
+    """A setting is wrong or missing."""
+
+
+class SpecError(UsageError):
+    """The job's description is wrong."""
+
+
+class JobNotFound(UsageError):
+    """There is no job with that id."""
+
+
+class NotOwner(UsageError):
+    """Only the runner that owns a job may do this."""
+
+
+class DatabaseError(JobrunnerError):
+    """The database did not do what was asked."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database cannot be reached."""
+
+
+class SchemaError(DatabaseError):
+    """The database's schema does not fit this version: run `jobrunner db upgrade`."""
+
+
+class JobEndedBadly(JobrunnerError):
+    """The job ended without success."""
+
+    def __init__(self, message: str | None = None, *, job_id: int | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class JobFailed(JobEndedBadly):
+    """The job failed."""
+
+
+class JobKilled(JobEndedBadly):
+    """The job was killed."""
+
+
+class JobLost(JobEndedBadly):
+    """The job was lost: nobody knows how it ended."""
+
+
+class ClaimLost(JobrunnerError):
+    """The job is no longer this runner's: it was taken, ended or deleted."""
+
+
+class Released(JobrunnerError):
+    """The runner was stopped and released the job: the work outside goes on."""
+
+
+class WaitTimeout(JobrunnerError):
+    """The time to wait was over before the job was."""
+
+
+class BackendError(JobrunnerError):
+    """The outside system did not answer as it should."""
+
+
+class SubmitRejected(BackendError):
+    """The outside system refused the job for good; nothing was made."""
+
+
+class Throttled(BackendError):
+    """The outside system asks to come back later; nothing was done.
+
+    `retry_after_s`: seconds to wait as the system itself said, or None.
+    """
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message or "The outside system asks to come back later.")
+        self.retry_after_s = retry_after_s
+
+
+class SubmitTooLate(BackendError):
+    """The moment in which the job could safely be sent has passed; nothing was sent."""
+
+
+ENDED_BADLY: dict[JobState, type[JobEndedBadly]] = {
+    JobState.FAILED: JobFailed,
+    JobState.KILLED: JobKilled,
+    JobState.LOST: JobLost,
+}
+"""The error for each state in which a job ends without success."""

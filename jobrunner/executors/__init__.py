@@ -1,0 +1,1 @@
+"""Where the work of running a job happens, one module each."""

@@ -1,0 +1,166 @@
+"""The heartbeat: its rhythm, its health, and the fence that follows from it."""
+
+import math
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from sqlalchemy import Connection, RowMapping
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobrunner import statements
+from jobrunner.clock import monotonic_s
+from jobrunner.database import Database
+from jobrunner.errors import DatabaseError, UsageError
+from jobrunner.logs import get_logger
+from jobrunner.statements import Beaten, Claim
+from jobrunner.states import JobState
+
+log = get_logger(__name__)
+
+_T = TypeVar("_T")
+
+_RETRY_FRACTION = 0.25  # after an error, the next try comes at most this part of a heartrate later
+
+
+def check_rate(heartrate: float, grace_multiplier: float) -> None:
+    """Refuse a rhythm by which nobody could be judged. Raises `UsageError`.
+
+    `heartrate`: seconds between beats. `grace_multiplier`: how many of them may pass in silence.
+    """
+    if not (math.isfinite(heartrate) and heartrate > 0):
+        raise UsageError(f"A heartrate of {heartrate} cannot be kept: give seconds between beats, more than 0.")
+    check_grace(grace_multiplier)
+
+
+def check_grace(grace_multiplier: float) -> None:
+    """Refuse a grace within which a beat on time would already be late. Raises `UsageError`."""
+    if not (math.isfinite(grace_multiplier) and grace_multiplier > 1):
+        raise UsageError(
+            f"A grace of {grace_multiplier} heartrates would declare every job dead between two beats: "
+            "give more than 1, such as 2.1."
+        )
+
+
+class Pacer:
+    """The steady rhythm: beats on time fall on `start + n * heartrate`, without drift.
+
+    A beat asked for late comes at once, and the rhythm goes on from there.
+    """
+
+    def __init__(self, heartrate: float, clock: Callable[[], float] = monotonic_s) -> None:
+        self.heartrate = heartrate
+        self._clock = clock
+        self._due = clock() + heartrate
+
+    def remaining_s(self) -> float:
+        """Return the seconds until the next beat is due; 0 when it is due or late."""
+        return max(0.0, self._due - self._clock())
+
+    def keep_time(self) -> None:
+        """The beat was waited for: the next one is due one heartrate after this one was."""
+        self._due += self.heartrate
+
+    def restart(self) -> None:
+        """The beat came late, or was tried again: the next one is due one heartrate from now."""
+        self._due = self._clock() + self.heartrate
+
+    def retry_soon(self) -> None:
+        """The beat failed: try again with jitter, at most a quarter of a heartrate from now."""
+        part = random.uniform(_RETRY_FRACTION / 2, _RETRY_FRACTION)  # noqa: S311  # jitter, not a secret
+        self._due = self._clock() + part * self.heartrate
+
+
+class BeatHealth:
+    """Whether beats succeed; said once on each change.
+
+    `last_good_s` is the moment *before* the last successful beat was sent: what the database holds
+    is never older than that.
+    """
+
+    def __init__(self, heartrate: float, grace_multiplier: float, clock: Callable[[], float] = monotonic_s) -> None:
+        check_rate(heartrate, grace_multiplier)
+        self._grace_s = heartrate * grace_multiplier
+        self._clock = clock
+        self.last_good_s = clock()
+        self.failing_since_s: float | None = None
+
+    def succeeded(self, sent_s: float) -> None:
+        """A beat sent at `sent_s` (on the monotonic clock) was acknowledged."""
+        self.last_good_s = sent_s
+        if self.failing_since_s is not None:
+            outage_s = self._clock() - self.failing_since_s
+            self.failing_since_s = None
+            log.warning(f"heartbeat recovered after {outage_s:.1f} s")
+
+    def failed(self, error: BaseException) -> None:
+        """A beat was not acknowledged."""
+        if self.failing_since_s is None:
+            self.failing_since_s = self._clock()
+            log.warning("heartbeat failing", error=str(error))
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether others may by now have taken what is ours: then nothing is done to the outside."""
+        return self._clock() - self.last_good_s > self._grace_s
+
+
+class Beater:
+    """Sends beats over one held connection, from whichever thread uses it, one at a time."""
+
+    def __init__(self, database: Database, runner_id: str) -> None:
+        self._database = database
+        self._runner_id = runner_id
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+
+    def beat(self, ids: Sequence[int], *, with_time: bool = False) -> list[Beaten]:
+        """Send one beat for `ids`. Raises `DatabaseError`, and then holds no connection any more."""
+        return self._on_held(
+            lambda connection: statements.beat(connection, self._runner_id, ids, with_time=with_time)
+        )
+
+    def flagged(self) -> list[int]:
+        """Ask which of the runner's jobs carry the kill flag, without beating."""
+        return self._on_held(lambda connection: statements.flagged(connection, self._runner_id))
+
+    def _on_held(self, ask: Callable[[Connection], _T]) -> _T:
+        with self._lock:
+            try:
+                with self._database.translated():
+                    if self._connection is None:
+                        self._connection = self._database.held()
+                    return ask(self._connection)
+            except DatabaseError:
+                # Whatever went wrong: a demoted primary, for one, stays connected and read-only.
+                self._discard()
+                raise
+
+    def close(self) -> None:
+        """Close the held connection."""
+        with self._lock:
+            self._discard()
+
+    def _discard(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.close()
+        except SQLAlchemyError:
+            connection.invalidate()
+
+def lost_because(claim: Claim, row: RowMapping | None) -> str | None:
+    """Return why a job whose row did not come back from a beat is no longer ours; None: it is.
+
+    `row` is what `statements.look` found, or None.
+    """
+    if row is None:
+        return f"Job {claim.job_id} was deleted."
+    state, runner_id, claims = row["state"], row["runner_id"], row["claims"]
+    if state != JobState.RUNNING:
+        return f"Job {claim.job_id} was ended as {state} by others."
+    if (runner_id, claims) != (claim.runner_id, claim.claims):
+        return f"Job {claim.job_id} was taken over by runner {runner_id}."
+    return None

@@ -1,0 +1,255 @@
+"""Who runs a job: this host, this boot of it, and a process that cannot be mistaken for another.
+
+A pid alone names whatever process holds that number now. The boot, the pid and the moment at which
+the kernel started the process name one process for ever, whatever the clocks do.
+"""
+
+import os
+import pwd
+import re
+import socket
+import subprocess
+import sys
+import time
+from calendar import timegm
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self
+
+Standing = Literal["alive", "dead", "unknown"]
+
+_LINUX = sys.platform == "linux"
+_MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+# A state beginning with one of these is a process that has ended: zombie, or dead for good.
+_ENDED_STATES = ("Z", "X", "x")
+_PS_COLUMNS = "pid=,ppid=,stat=,lstart="
+
+
+def hostname() -> str:
+    """Return the host's name as it calls itself."""
+    return socket.gethostname()
+
+
+def unixname() -> str:
+    """Return the name of the user that this process acts as, or the number where it has no name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container may run under a number that its passwd file does not have
+        return str(os.geteuid())
+
+
+@cache
+def machine_id() -> str:
+    """Return what stays the same over restarts of this machine; its hostname where it has nothing better."""
+    found = _linux_machine_id() if _LINUX else _mac_machine_id()
+    return (found or hostname()).replace("/", "_")
+
+
+@cache
+def boot_id() -> str:
+    """Return what is new with each start of this machine; empty where it cannot be read."""
+    if _LINUX:
+        return _text_of(Path("/proc/sys/kernel/random/boot_id"))
+    return _output_of("sysctl", "-n", "kern.bootsessionuuid").strip()
+
+
+@cache
+def pid_namespace() -> str:
+    """Return the inode of the pid namespace that this process's pids are numbers of; may be empty."""
+    if not _LINUX:
+        return ""
+    try:
+        link = str(Path("/proc/self/ns/pid").readlink())  # "pid:[4026531836]"
+    except OSError:  # no /proc, or one that hides it: then there is no telling
+        return ""
+    return link.partition("[")[2].rstrip("]")
+
+
+def host_id() -> str:
+    """Return "machine/boot/pidns": where pids of this process's world can be looked up."""
+    return f"{machine_id()}/{boot_id()}/{pid_namespace()}"
+
+
+def same_machine(host_id_a: str, host_id_b: str) -> bool:
+    """Whether two host ids are of one machine, perhaps with a restart between them."""
+    return host_id_a.partition("/")[0] == host_id_b.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """One line of the process table. `started`: kernel ticks since boot (Linux), else seconds UTC."""
+
+    pid: int
+    parent: int
+    session: int
+    state: str
+    started: int
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether only its exit code is left of it: a zombie."""
+        return self.state.startswith(_ENDED_STATES)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a signal such as SIGSTOP holds it."""
+        return self.state.startswith("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process, not to be mistaken for a later one with its pid.
+
+    `started` is the kernel's own start mark (see `ProcessStat`). `namespace` is the pid namespace
+    of the pid; empty: that of whoever asks. Compare only on the machine that it came from.
+    """
+
+    boot_id: str
+    pid: int
+    started: int
+    namespace: str = ""
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return the identity of the process that has `pid` now, or None when there is none.
+
+        Raises PermissionError when there is one that this process may not look at.
+        """
+        stat = stat_of(pid)
+        return None if stat is None else cls(boot_id(), pid, stat.started, pid_namespace())
+
+    @classmethod
+    def from_started_at(cls, pid: int, started_at: str, namespace: str = "") -> Self:
+        """Return the identity kept as a pid and a `started_at`. Raises ValueError for any other text."""
+        boot, _, started = started_at.rpartition(":")
+        return cls(boot, pid, int(started), namespace)
+
+    @property
+    def started_at(self) -> str:
+        """What a row keeps beside the pid: "boot:ticks"."""
+        return f"{self.boot_id}:{self.started}"
+
+    def to_text(self) -> str:
+        """Return the whole identity in one line, for `from_text`."""
+        return f"{self.pid}@{self.namespace}@{self.started_at}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Return the identity that `to_text` wrote. Raises ValueError for any other text."""
+        pid, namespace, started_at = text.split("@")
+        return cls.from_started_at(int(pid), started_at, namespace)
+
+    def standing(self) -> Standing:
+        """Whether the process lives. "unknown" where it cannot be told: such a process is never killed."""
+        if self.boot_id and boot_id() and self.boot_id != boot_id():
+            return "dead"
+        if self.namespace and self.namespace != pid_namespace():
+            return "unknown"  # the number means another process here, or none
+        try:
+            stat = stat_of(self.pid)
+        except PermissionError:
+            return "unknown"
+        if stat is None or stat.started != self.started or stat.has_ended:
+            return "dead"
+        # Without a boot id the same ticks could be those of another boot.
+        return "alive" if self.boot_id and boot_id() else "unknown"
+
+
+def stat_of(pid: int) -> ProcessStat | None:
+    """Return the line of `pid` in the process table, or None when there is no such process.
+
+    Raises PermissionError when there is one that this process may not look at.
+    """
+    if pid <= 0:
+        return None  # 0 and negative numbers mean groups to kill(2), never a process
+    stat = _linux_stat(pid) if _LINUX else next(_ps("-p", str(pid)), None)
+    if stat is None and _exists(pid):
+        msg = f"process {pid} exists, but this user may not look at it"
+        raise PermissionError(msg)
+    return stat
+
+
+def process_table() -> dict[int, ProcessStat]:
+    """Return every process that this user may look at, by pid."""
+    if not _LINUX:
+        return {stat.pid: stat for stat in _ps("-ax")}
+    stats = (_linux_stat(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  (names only)
+    return {stat.pid: stat for stat in stats if stat is not None}
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's; /proc may hide it (hidepid), kill does not
+        return True
+    return True
+
+
+def _linux_stat(pid: int) -> ProcessStat | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (read for thousands at a time)
+            text = file.read()
+    except OSError:  # gone, or going while we read, or hidden: `stat_of` asks kill which of them
+        return None
+    # The second field is the program's name in brackets, and may hold spaces and brackets itself.
+    fields = text[text.rfind(b")") + 2 :].split()
+    return ProcessStat(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
+
+
+def _ps(*selection: str) -> Iterator[ProcessStat]:
+    """Yield what ps(1) says; on macOS its start time is the kernel's own, whatever the clock did since."""
+    for line in _output_of("ps", *selection, "-o", _PS_COLUMNS).splitlines():
+        pid, parent, state, started = line.split(None, 3)
+        try:
+            session = os.getsid(int(pid))
+        except OSError:  # it ended just now, or may not be asked: then it is in no session of ours
+            session = -1
+        moment = timegm(time.strptime(started.strip(), "%a %b %d %H:%M:%S %Y"))
+        yield ProcessStat(int(pid), int(parent), session, state, moment)
+
+
+def _output_of(*command: str) -> str:
+    """Return the output of a system command in the C locale and UTC; empty when it failed."""
+    environment = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # not there, or hanging: as good as no answer
+        return ""
+    return done.stdout
+
+
+def _linux_machine_id() -> str:
+    return next(
+        (text for path in _MACHINE_ID_FILES if re.fullmatch(r"[0-9a-f]{32}", text := _text_of(path))), ""
+    )
+
+
+def _mac_machine_id() -> str:
+    found = re.search(
+        r'"IOPlatformUUID" = "([^"]+)"', _output_of("ioreg", "-rd1", "-c", "IOPlatformExpertDevice")
+    )
+    return found[1] if found else ""
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:  # absent, as in most containers, or unreadable: the caller has a fallback
+        return ""
+
+
+def who() -> str:
+    """Return this user on this host, as the actor of a kill or a start."""
+    return f"{unixname()}@{hostname()}"

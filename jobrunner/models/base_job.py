@@ -1,0 +1,328 @@
+"""`BaseJob`: something with state and duration, run by us, kept as a row with a heartbeat."""
+
+import datetime as dt
+import time
+from typing import Any, ClassVar, Self, cast
+
+from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, Integer, String, Text, true
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, Session, mapped_column, object_session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from jobrunner import identity, queries, registry, statements
+from jobrunner.clock import monotonic_s, utcnow
+from jobrunner.database import Base
+from jobrunner.errors import ENDED_BADLY, JobNotFound, NotOwner, UsageError, WaitTimeout
+from jobrunner.heartbeat import check_grace, check_rate
+from jobrunner.models.job_event import BigId, JobEvent
+from jobrunner.models.own_run import OwnRun, kill_message, run_code
+from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
+from jobrunner.settings import get_settings
+from jobrunner.sqltypes import StateType, UtcDateTime, db_now
+from jobrunner.states import JobState
+
+FILLFACTOR = 50
+"""Percent of a page that inserts fill on PostgreSQL: the rest lets a beat stay on its page (HOT)."""
+
+_Json = JSON().with_variant(JSONB(), "postgresql")
+
+
+class BaseJob(Base):
+    """Something with state and duration, kept as a row with a heartbeat. Abstract: derive from it.
+
+    A subclass gives `_execute`, calls `heartbeat()` in its loop, and is started by `run()`. Its
+    `job_type` is its class's name, or `class MyJob(BaseJob, job_type="etl.MyJob")`.
+
+    `executor`: what runs it; its class's name is kept. `heartrate`: seconds between beats, kept in
+    the row; without it the settings say. `name`, `dag_id`, `parent_id`: labels, and the job that
+    enqueued this one. `timeout`: seconds from being stored to the deadline.
+    Raises `UsageError` on a heartrate that cannot be kept.
+    """
+
+    __tablename__ = "job"
+    __allow_unmapped__ = True
+    __table_args__ = (
+        Index(None, "state", "id"),
+        Index(None, "job_type", "end_date"),
+        Index(None, "end_date"),
+        Index(None, "name", "id"),
+        Index(None, "dag_id"),
+        Index(None, "parent_id"),
+        CheckConstraint("heartrate > 0", name="heartrate"),
+        CheckConstraint(
+            "state IN ('queued', 'running', 'success', 'failed', 'killed', 'lost')", name="state"
+        ),
+        # AUTOINCREMENT: a reused id would receive the kill that was meant for somebody else.
+        {"sqlite_autoincrement": True, "postgresql_with": {"fillfactor": FILLFACTOR}},
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    job_type: Mapped[str] = mapped_column(String(250))
+    name: Mapped[str | None] = mapped_column(String(250))
+    dag_id: Mapped[str | None] = mapped_column(String(250))
+    parent_id: Mapped[int | None] = mapped_column(BigId, ForeignKey("job.id", ondelete="SET NULL"))
+
+    state: Mapped[JobState] = mapped_column(StateType, server_default=JobState.QUEUED)
+    message: Mapped[str | None] = mapped_column(Text)
+
+    created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, server_default=db_now())
+    start_date: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    end_date: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    latest_heartbeat: Mapped[dt.datetime] = mapped_column(UtcDateTime, server_default=db_now())
+    heartrate: Mapped[float] = mapped_column(Float(53))
+
+    executor_class: Mapped[str | None] = mapped_column(String(250))
+    hostname: Mapped[str | None] = mapped_column(String(250))
+    unixname: Mapped[str | None] = mapped_column(String(250))
+    pid: Mapped[int | None] = mapped_column(Integer)
+    process_started_at: Mapped[str | None] = mapped_column(String(250))
+
+    runner_id: Mapped[str | None] = mapped_column(String(36))
+    claims: Mapped[int] = mapped_column(Integer, server_default="0")
+    host_id: Mapped[str | None] = mapped_column(String(250))
+    adoptable: Mapped[bool] = mapped_column(server_default=true())
+
+    kill_requested_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    kill_requested_by: Mapped[str | None] = mapped_column(Text)
+    kill_reason: Mapped[str | None] = mapped_column(Text)
+
+    connection: Mapped[str | None] = mapped_column(String(250))
+    spec: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    submit_token: Mapped[str | None] = mapped_column(String(64))
+    submit_started_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    attempt: Mapped[int] = mapped_column(Integer, server_default="1")
+    cancel_cause: Mapped[str | None] = mapped_column(String(32))
+    cancel_started_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    external_id: Mapped[str | None] = mapped_column(Text)
+    external_state: Mapped[str | None] = mapped_column(Text)
+    detail: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    deadline_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
+    poll_interval: Mapped[float | None] = mapped_column(Float(53))
+
+    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_on": "job_type", "polymorphic_abstract": True}
+
+    may_be_adopted: ClassVar[bool] = False
+    """Whether another runner may run it again after its own died: its code must stand running twice."""
+
+    executor: Any = None
+    timeout: float | None = None
+    _own: OwnRun | None = None
+
+    def __init_subclass__(cls, *, abstract: bool = False, job_type: str | None = None, **kwargs: Any) -> None:
+        """Map the subclass to the job type of its name; `abstract`: it has jobs only by its own subclasses."""
+        if "__mapper_args__" not in cls.__dict__:
+            identity_ = {"polymorphic_abstract": True} if abstract else {"polymorphic_identity": job_type or cls.__name__}
+            cls.__mapper_args__ = identity_
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, executor: Any = None, heartrate: float | None = None, *args: Any, **kwargs: Any) -> None:
+        settings = get_settings()
+        timeout = kwargs.pop("timeout", None)
+        job_type = type(self).__mapper__.polymorphic_identity
+        for key, value in {
+            "state": JobState.QUEUED,
+            "latest_heartbeat": utcnow(),
+            "heartrate": settings.heartrate_for(job_type) if heartrate is None else heartrate,
+            "executor_class": "LocalExecutor" if executor is None else type(executor).__name__,
+            "hostname": identity.hostname(),
+            "unixname": identity.unixname(),
+            "adoptable": self.may_be_adopted,
+            "claims": 0,
+        }.items():
+            kwargs.setdefault(key, value)
+        super().__init__(*args, **kwargs)
+        check_rate(self.heartrate, settings.grace_multiplier)
+        if timeout is not None and not 0 < timeout < float("inf"):
+            raise UsageError(f"A timeout of {timeout} s leaves no time to work: give seconds, more than 0.")
+        self.timeout = timeout
+        self.executor = executor
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.__dict__.get('id')} {self.__dict__.get('state')}>"
+
+    # --- what a subclass gives -------------------------------------------------------------------
+
+    def _execute(self) -> None:
+        """Do the job's work. A subclass gives it, and calls `heartbeat()` on the way."""
+        raise NotImplementedError(f"{type(self).__name__} has no _execute")
+
+    def heartbeat_callback(self, session: Session | None = None) -> None:
+        """Do something after each beat: for subclasses. A database error in it is logged and forgiven."""
+
+    def on_kill(self) -> None:
+        """Clean up when the job is killed: for subclasses. What it raises is logged."""
+
+    # --- running, in the process that owns it ------------------------------------------------------
+
+    def run(self) -> None:
+        """Store the job, claim it, and do its work in this process until it ends.
+
+        Ends as `success` on return or `sys.exit(0)`, `killed` on a kill or Ctrl-C, and `failed` on
+        anything else, which is raised again. Raises `JobKilled` after a kill, `JobFailed` past the
+        timeout, `ClaimLost` when the job was taken, ended or deleted under it (nothing is written
+        then), `UsageError` when it is not there to be run, `DatabaseError` when it cannot be stored.
+        """
+        run_code(self)
+
+    def heartbeat(self, only_if_necessary: bool = False) -> None:  # noqa: FBT001, FBT002  # Airflow's signature
+        """Keep the steady rate: wait for what is left of it, write the beat, and obey a kill.
+
+        Called late, it does not wait. `only_if_necessary`: not yet due, it does nothing at all. A
+        database error is logged on the change and forgiven. Raises `JobKilled` when the kill flag
+        is set, `JobFailed` past the timeout, `ClaimLost` when the job is no longer this run's.
+        """
+        own = self._owned()
+        if not own.wait_for_turn(only_if_necessary=only_if_necessary):
+            return
+        beaten = own.beat()
+        if beaten is not None:
+            set_committed_value(self, "latest_heartbeat", beaten.latest_heartbeat)
+            if beaten.kill_requested:
+                self.kill()
+        if own.is_past_deadline:
+            own.end_early(self, JobState.FAILED, "the timeout has passed")
+        if beaten is not None:
+            own.call_back(self)
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether no beat succeeded for longer than the grace: another runner may own the job by now."""
+        return self._owned().health.is_fenced
+
+    def kill(self, session: Session | None = None) -> None:
+        """End the job that this process runs: `on_kill`, then the state `killed`. Always raises.
+
+        Raises `JobKilled`, or `NotOwner` where the job runs elsewhere: use `request_kill` then.
+        """
+        own = self._owned()
+        with reading(session) as connection:
+            row = statements.get(connection, self.id)
+        own.end_early(self, JobState.KILLED, kill_message(row))
+
+    def _owned(self) -> OwnRun:
+        if self._own is None:
+            raise NotOwner(
+                f"{self!r} is not run by this process: call `run()` first, or `request_kill()` to end it elsewhere."
+            )
+        return self._own
+
+    # --- asking, from anywhere ---------------------------------------------------------------------
+
+    def store(self, session: Session | None = None) -> Self:
+        """Insert the job as `queued`, to be run later, and return it. Raises `DatabaseError`."""
+        if not is_stored(self):
+            with writing(session) as connection:
+                refresh(self, store(connection, self, None))
+        return self
+
+    def request_kill(self, by: str | None = None, reason: str | None = None, session: Session | None = None) -> JobState:
+        """Set the kill flag, from any machine, and return the state that the job is in now.
+
+        The owner sees it within milliseconds, or at its next beat. `by`: who asks; without it, this
+        user and host. A job that has ended is left as it is. Raises `JobNotFound`, `DatabaseError`.
+        """
+        with writing(session) as connection:
+            state = statements.request_kill(connection, self._id(), by or identity.who(), reason)
+        if state is None:
+            raise JobNotFound(f"There is no job {self.id} any more.")
+        return state
+
+    def is_alive(self, grace_multiplier: float = 2.1, session: Session | None = None) -> bool:
+        """Whether the job is running and has beaten within `grace_multiplier` heartrates.
+
+        Judged by the row and the database's clock; an object that was never stored, by what it
+        holds and this host's clock. A beat from the future is not alive. Raises `UsageError` on a
+        grace of 1 or less, `DatabaseError` when the database cannot be asked.
+        """
+        check_grace(grace_multiplier)
+        if is_stored(self):
+            with reading(session or object_session(self)) as connection:
+                return queries.is_alive(connection, self.id, grace_multiplier)
+        age = (utcnow() - self.latest_heartbeat).total_seconds()
+        return self.state == JobState.RUNNING and -self.heartrate <= age < self.heartrate * grace_multiplier
+
+    @classmethod
+    def most_recent_job(cls, session: Session | None = None) -> "BaseJob | None":
+        """Return the most recent job of this type (on `BaseJob`: of any), or None.
+
+        A running one before any other, by latest heartbeat. Raises `DatabaseError`.
+        """
+        with reading(session) as connection:
+            row = queries.most_recent(connection, None if cls is BaseJob else _types_of(cls))
+        return None if row is None else object_of(row, session)
+
+    @classmethod
+    def get(cls, job_id: int, session: Session | None = None) -> "BaseJob":
+        """Return the job with this id, as an object of its own type. Raises `JobNotFound`."""
+        with reading(session) as connection:
+            return object_of(statements.get(connection, job_id), session)
+
+    def reload(self, session: Session | None = None) -> Self:
+        """Read the row again into this object. Raises `JobNotFound` when it was deleted."""
+        with reading(session) as connection:
+            refresh(self, statements.get(connection, self._id()))
+        return self
+
+    def wait(self, timeout: float | None = None) -> JobState:
+        """Wait until the job has ended and return its state. `timeout`: seconds; None: for ever.
+
+        Raises `WaitTimeout`, and `JobNotFound` when the job is deleted meanwhile.
+        """
+        until_s = None if timeout is None else monotonic_s() + timeout
+        pause_s = 0.02
+        while not self.reload().state.is_terminal:
+            left_s = pause_s if until_s is None else min(pause_s, until_s - monotonic_s())
+            if left_s <= 0:
+                raise WaitTimeout(f"Job {self.id} is still {self.state} after {timeout:g} s.")
+            time.sleep(left_s)
+            pause_s = min(1.5 * pause_s, 1.0)
+        return self.state
+
+    def result(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """Wait for the end and return what the backend kept of it (`detail`).
+
+        Raises `JobFailed`, `JobKilled` or `JobLost` as the job ended, and what `wait` raises.
+        """
+        state = self.wait(timeout)
+        error = ENDED_BADLY.get(state)
+        if error is not None:
+            raise error(f"Job {self.id} was {state}: {self.message}" if self.message else None, job_id=self.id)
+        return self.detail
+
+    @property
+    def events(self) -> list[JobEvent]:
+        """The job's transitions, oldest first."""
+        with reading(object_session(self)) as connection:
+            return [JobEvent(**row) for row in queries.events(connection, self._id())]
+
+    @property
+    def enqueued(self) -> "list[BaseJob]":
+        """The jobs that this one enqueued (their `parent_id` is this one's id), oldest first."""
+        with reading(object_session(self)) as connection:
+            return [object_of(row) for row in queries.children(connection, self._id())]
+
+    def _id(self) -> int:
+        if not is_stored(self):
+            raise UsageError(f"{self!r} was never stored: call `run()` or `store()` first.")
+        return self.id
+
+
+class UnknownJob(BaseJob):
+    """A job of a type that this installation does not know: it can be read and killed, not run."""
+
+
+def object_of(row: Any, session: Session | None = None) -> BaseJob:
+    """Return the object of a row, as its own type; of a type nobody knows, an `UnknownJob`."""
+    mapper = BaseJob.__mapper__.polymorphic_map.get(row["job_type"])
+    job_class = registry.load_job_class(row["job_type"]) if mapper is None else mapper.class_
+    if job_class is None:
+        return from_row(UnknownJob, row)
+    if session is not None:
+        return cast("BaseJob", session.get(job_class, row["id"]))
+    return from_row(job_class, row)
+
+
+def _types_of(job_class: type[BaseJob]) -> list[str]:
+    for name in registry.job_type_names():  # a subclass that is not imported yet has jobs, too
+        registry.load_job_class(name)
+    return [mapper.polymorphic_identity for mapper in job_class.__mapper__.self_and_descendants]

@@ -1,0 +1,69 @@
+"""`MonitorJob`: a job whose work happens elsewhere; we submit it, watch it, cancel it."""
+
+import uuid
+from typing import Any, ClassVar
+
+from jobrunner import registry
+from jobrunner.backends.base import Backend
+from jobrunner.errors import SpecError, UsageError
+from jobrunner.models.base_job import BaseJob
+from jobrunner.redaction import find_secret
+from jobrunner.settings import ConnectionSettings, get_settings
+
+
+class MonitorJob(BaseJob, abstract=True):
+    """A job that a backend does. Abstract: a subclass names its `backend_kind` and makes the `spec`.
+
+    `spec`: what to submit, JSON; a secret in it is refused. `connection`: the name of a configured
+    connection; without it `<kind>_default`. `poll_interval`: seconds between looks.
+    Raises `SpecError` and `SettingsError`.
+    """
+
+    backend_kind: ClassVar[str] = ""
+    """The kind of connection by which its backend is found."""
+    default_poll_interval: ClassVar[float] = 10.0
+    """Seconds between looks, where neither the job nor the settings say."""
+    runs_on_this_host: ClassVar[bool] = False
+    """Whether the work is bound to the host that submits it."""
+    may_be_adopted: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        executor: Any = None,
+        heartrate: float | None = None,
+        *,
+        spec: dict[str, Any] | None = None,
+        poll_interval: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        secret = find_secret(spec)
+        if secret is not None:
+            raise SpecError(
+                f"The spec holds what looks like a secret at {secret}: everybody who reads the database would see it. "
+                "Leave it to the connection, or to the environment in which the work runs."
+            )
+        settings = get_settings()
+        interval = poll_interval or settings.poll_interval_for(type(self).__name__) or self.default_poll_interval
+        if poll_interval is not None and not 0 < poll_interval < float("inf"):
+            raise UsageError(f"A poll interval of {poll_interval} s cannot be kept: give seconds, more than 0.")
+        if self.backend_kind:
+            kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]
+        kwargs.setdefault("submit_token", uuid.uuid4().hex)
+        super().__init__(executor, heartrate, spec=spec or {}, poll_interval=interval, **kwargs)
+
+    @classmethod
+    def make_backend(cls, connection: ConnectionSettings) -> Backend:
+        """Return the backend behind a connection; one serves all jobs of this connection in a runner."""
+        backend: Backend = registry.load_backend_class(connection.kind).from_connection(connection)
+        return backend
+
+    def run(self) -> None:
+        """Submit the work once and watch it in this process until it ends.
+
+        Raises `JobFailed`, `JobKilled` or `JobLost` as it ended, `Released` when this process was
+        told to stop first (the work goes on, and may be attached to), and what `BaseJob.run` raises.
+        """
+        executor = self.executor
+        if not hasattr(executor, "run_monitor_job"):
+            executor = registry.load_executor_class("LocalExecutor")()
+        executor.run_monitor_job(self)

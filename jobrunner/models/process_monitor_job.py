@@ -1,0 +1,47 @@
+"""`ProcessMonitorJob`: a command on this host, supervised."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from jobrunner.models.monitor_job import MonitorJob
+from jobrunner.settings import get_settings
+
+
+class ProcessMonitorJob(MonitorJob):
+    """A command on this host, in a session of its own, that outlives its monitor.
+
+    `command`: the program and its arguments, no shell. `cwd`: where it runs; the default is here.
+    `env`: variables added to this process's environment. `stop_grace`: seconds between SIGTERM and
+    SIGKILL on a kill. Raises `SpecError` when the command cannot be run as given.
+    """
+
+    backend_kind: ClassVar[str] = "process"
+    default_poll_interval: ClassVar[float] = 1.0
+    runs_on_this_host: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        command: Sequence[str] = (),
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        stop_grace: float = 10.0,
+        executor: Any = None,
+        heartrate: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        from jobrunner.backends.process.spec import ProcessSpec, check_spec
+
+        spec = check_spec(
+            {
+                "command": list(command),
+                "cwd": os.path.abspath(cwd) if cwd is not None else os.getcwd(),  # noqa: PTH100, PTH109
+                "env": dict(env or {}),
+                "records_dir": str(get_settings().data_dir / "processes"),
+                "stop_grace_s": stop_grace,
+            }
+        )
+        assert isinstance(spec, ProcessSpec)
+        kwargs.setdefault("name", os.path.basename(spec.command[0])[:250])  # noqa: PTH119
+        super().__init__(executor, heartrate, spec=spec.model_dump(), **kwargs)

@@ -1,0 +1,158 @@
+"""What looks like a secret: to mask it where it would be shown, to refuse it where it would be stored.
+
+It judges by names, never by how random a value looks: a false alarm about a value that nobody can
+explain is worse than a rule that can be told in one sentence.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+MASK = "***"
+
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_SECRET_ENDINGS = ("password", "passwords", "passwd", "passphrase", "apikey", "secret", "token")
+_SECRET_WORDS = frozenset(
+    {"accesskey", "credential", "credentials", "privatekey", "pwd", "secretkey", "secrets", "signingkey"}
+)
+_LAST_WORDS = frozenset({"auth", "authorization", "bearer"})
+_SECRET_KEYS = frozenset(
+    {
+        "access",
+        "account",
+        "api",
+        "auth",
+        "encryption",
+        "master",
+        "private",
+        "secret",
+        "shared",
+        "signing",
+        "ssh",
+    }
+)
+# `secret_arn`, `token_url`, `password_file`: these speak about a secret and do not hold it.
+# fmt: off
+_HARMLESS_LAST_WORDS = frozenset({
+    "arn", "arns", "bucket", "count", "endpoint", "env", "expires", "expiry", "field", "file", "header",
+    "id", "ids", "length", "lifetime", "limit", "manager", "max", "min", "mode", "mount", "name",
+    "names", "path", "policy", "provider", "ref", "required", "rotation", "timeout", "ttl", "type",
+    "uri", "url", "version",
+})
+# fmt: on
+
+_REFERENCE = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
+_AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#@:\s]*):([^/?#\s]*)@")
+# An unescaped "/", "?" or "#" in the password; a number before the slash is a port.
+_LOOSE_AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#@:\s]*):(?!\d+[/?#])([^@\s]*)@")
+_ASSIGNMENT = re.compile(
+    r"(?P<before>(?:^|[\s?&;,'\"])-{0,2})(?P<name>[A-Za-z_][\w.-]*)=(?P<value>'[^']*'|\"[^\"]*\"|[^&\s;]+)"
+)
+_AUTHORIZATION = re.compile(
+    r"\b(?:proxy-)?authorization\s*[:=]\s*(?:bearer\s+|basic\s+)?(?P<value>[^\s'\"]+)", re.IGNORECASE
+)
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+
+
+def looks_secret(key: str) -> bool:
+    """Whether a key of this name (`api_key`, `DB_PASSWORD`, `clientSecret`) usually holds a secret."""
+    words = [word.lower() for word in _WORD.findall(key)]
+    if not words or words[-1] in _HARMLESS_LAST_WORDS:
+        return False
+    if words[-1] in _LAST_WORDS:
+        return True
+    if any(word.endswith(_SECRET_ENDINGS) or word in _SECRET_WORDS for word in words):
+        return True
+    return any(pair[1] == "key" and pair[0] in _SECRET_KEYS for pair in pairwise(words))
+
+
+def is_reference(text: str) -> bool:
+    """Whether the whole text is `${env:NAME}`, which names a secret without holding it."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def mask_url(url: str) -> str:
+    """Return the URL, or a text with URLs in it, without passwords and secret parameters."""
+    for pattern in (_AUTHORITY, _LOOSE_AUTHORITY):
+        url = pattern.sub(lambda found: found[0] if is_reference(found[2]) else f"{found[1]}:{MASK}@", url)
+    return _ASSIGNMENT.sub(_masked_assignment, url)
+
+
+def mask_value(key: str, value: object) -> str:
+    """Return how the value of `key` may be shown: masked where the key or the value is secret."""
+    text = "" if value is None else str(value)
+    if text and looks_secret(key) and not is_reference(text):
+        return MASK
+    if isinstance(value, Mapping):
+        return (
+            "{" + ", ".join(f"{inner}: {mask_value(str(inner), item)}" for inner, item in value.items()) + "}"
+        )
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(mask_value("", item) for item in value) + "]"
+    return MASK if _PRIVATE_KEY.search(text) else mask_url(text)
+
+
+def find_secret(value: object) -> str | None:
+    """Return the path of the first secret in a JSON-like value (`env[0].value`), or None.
+
+    Secret is: a string under a secret-looking key; the value of a name/value pair with such a name;
+    a word like `--password=x`, `PASSWORD=x` or the one after `--password`; an URL with a password in
+    it; an `Authorization:` header; a private key. `${env:NAME}` and shell variables are allowed.
+    """
+    return next(_secrets(value, ""), None)
+
+
+def _secrets(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, str):
+        if _text_holds_secret(value):
+            yield path or "(top)"
+    elif isinstance(value, Mapping):
+        yield from _secrets_of_mapping(value, path)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        for index, item in enumerate(value):
+            if (
+                index
+                and _is_secret_option(value[index - 1])
+                and _is_literal(item)
+                and not item.startswith("-")
+            ):
+                yield f"{path}[{index}]"
+            yield from _secrets(item, f"{path}[{index}]")
+
+
+def _secrets_of_mapping(value: Mapping[object, object], path: str) -> Iterator[str]:
+    lowered = {str(key).lower(): key for key in value}
+    named = value.get(lowered.get("name", lowered.get("key")))
+    for key, item in value.items():
+        inner = f"{path}.{key}" if path else str(key)
+        is_value_of_secret = str(key).lower() == "value" and isinstance(named, str) and looks_secret(named)
+        if (is_value_of_secret or looks_secret(str(key))) and _is_literal(item):
+            yield inner
+        else:
+            yield from _secrets(item, inner)
+
+
+def _is_literal(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip("'\"")) and not value.strip("'\"").startswith("$")
+
+
+def _is_secret_option(word: object) -> bool:
+    return isinstance(word, str) and word.startswith("--") and "=" not in word and looks_secret(word)
+
+
+def _text_holds_secret(text: str) -> bool:
+    if _PRIVATE_KEY.search(text):
+        return True
+    if any(
+        looks_secret(found["name"]) and _is_literal(found["value"]) for found in _ASSIGNMENT.finditer(text)
+    ):
+        return True
+    if any(_is_literal(found["value"]) for found in _AUTHORIZATION.finditer(text)):
+        return True
+    return any(_is_literal(found[2]) for found in _AUTHORITY.finditer(text))
+
+
+def _masked_assignment(found: re.Match[str]) -> str:
+    if not looks_secret(found["name"]) or is_reference(found["value"]):
+        return found[0]
+    return f"{found['before']}{found['name']}={MASK}"

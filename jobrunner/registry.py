@@ -1,0 +1,70 @@
+"""What is named by import path and loaded when used: job types, backends, executors.
+
+So `jobrunner --help` imports none of them, and nothing imports upwards.
+"""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from jobrunner.errors import UsageError
+
+JOB_TYPES = {
+    "ProcessMonitorJob": "jobrunner.models.process_monitor_job:ProcessMonitorJob",
+}
+"""Our own job types; a third party's come by the entry-point group `jobrunner.jobs`."""
+
+BACKENDS = {
+    "process": "jobrunner.backends.process:ProcessBackend",
+}
+"""Our own backends, by the kind of connection; others come by the group `jobrunner.backends`."""
+
+EXECUTORS = {
+    "LocalExecutor": "jobrunner.executors.local:LocalExecutor",
+}
+
+
+def load(path: str) -> Any:
+    """Import `module:Name`. Raises `UsageError`."""
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"{path!r} names no class: write it as MODULE:CLASS.")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"The module {error.name!r} for {path!r} cannot be found.") from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise UsageError(f"The module {module_name!r} has no {name!r}.") from None
+
+
+def load_backend_class(kind: str) -> Any:
+    """Return the class of a kind of backend. Raises `UsageError` on an unknown kind."""
+    return _load_named(kind, BACKENDS, "jobrunner.backends", "kind of connection")
+
+
+def load_executor_class(name: str) -> Any:
+    """Return the class of an executor. Raises `UsageError` on an unknown name."""
+    return _load_named(name, EXECUTORS, "jobrunner.executors", "executor")
+
+
+def load_job_class(name: str) -> Any | None:
+    """Return the class of a job type that is ours or installed; None when nobody knows it."""
+    try:
+        return _load_named(name, JOB_TYPES, "jobrunner.jobs", "job type")
+    except UsageError:
+        return None
+
+
+def job_type_names() -> list[str]:
+    """Return the job types that can be loaded by name."""
+    return sorted({*JOB_TYPES, *(entry.name for entry in entry_points(group="jobrunner.jobs"))})
+
+
+def _load_named(name: str, ours: dict[str, str], group: str, what: str) -> Any:
+    if name in ours:
+        return load(ours[name])
+    for entry in entry_points(group=group, name=name):
+        return entry.load()
+    raise UsageError(f"There is no {what} {name!r}: known are {', '.join(sorted(ours))}.")

@@ -1,0 +1,235 @@
+"""Where settings come from: environment and files, read and laid over each other with their origins.
+
+A tree is a dictionary of names to trees or to a `Leaf`, which remembers where its value was set.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from jobrunner.errors import SettingsError
+from jobrunner.redaction import mask_value
+
+ENV_PREFIX = "JOBRUNNER_"
+FILE_NAME = "jobrunner.toml"
+FILE_VARIABLE = "JOBRUNNER_CONFIG"
+
+_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One value and where it was set, in words for a person."""
+
+    value: Any
+    source: str
+
+
+Tree = dict[str, "Tree | Leaf"]
+
+
+class _Environment(EnvSettingsSource):
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        # A client id or password of digits must stay the text that it is: only tables and lists are JSON.
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            return super().decode_complex_value(field_name, field, value)
+        return value
+
+
+def gather(settings_class: type[BaseSettings], overrides: Mapping[str, Any]) -> Tree:
+    """Return the merged tree: files, then the environment over them, then `overrides`."""
+    tree: Tree = {}
+    for path in reversed(config_files()):
+        _lay_over(tree, _read_file(path))
+    _lay_over(tree, _read_environment(settings_class))
+    _lay_over(tree, _tree(overrides, lambda _: "code"))
+    return tree
+
+
+def config_files() -> list[Path]:
+    """Return where `jobrunner.toml` is looked for, the strongest first."""
+    if named := os.environ.get(FILE_VARIABLE):
+        return [Path(named).expanduser().absolute()]
+    import platformdirs  # here: only a process that looks for files pays for it
+
+    directories = [
+        platformdirs.user_config_dir("jobrunner"),
+        *platformdirs.site_config_dir("jobrunner", multipath=True).split(os.pathsep),
+    ]
+    with suppress(FileNotFoundError):  # the working directory was removed
+        directories.insert(0, str(Path.cwd()))
+    return [Path(directory) / FILE_NAME for directory in dict.fromkeys(directories)]
+
+
+def plain(tree: Tree) -> dict[str, Any]:
+    """Return the tree's values alone."""
+    return {key: node.value if isinstance(node, Leaf) else plain(node) for key, node in tree.items()}
+
+
+def leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Leaf]]:
+    """Yield every leaf with its path."""
+    for key, node in tree.items():
+        if isinstance(node, Leaf):
+            yield (*path, key), node
+        else:
+            yield from leaves(node, (*path, key))
+
+
+def resolve(value: Any, place: str) -> Any:
+    """Return the value with each `${env:NAME}` in its texts replaced; `place` is for the error's words."""
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda found: _variable(found[1], place), value)
+    if isinstance(value, Mapping):
+        return {key: resolve(item, f"{place}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolve(item, place) for item in value]
+    return value
+
+
+def explain(error: ValidationError, tree: Tree, known: Mapping[tuple[str, ...], frozenset[str]]) -> str:
+    """Return one sentence on the first problem: what is wrong, where it was set, what to do.
+
+    `known` maps a table's path to the names that are allowed in it, for a suggestion.
+    """
+    first = error.errors(include_url=False)[0]
+    path = tuple(str(part) for part in first["loc"])
+    name = ".".join(path)
+    source = _source_of(tree, path)
+    where = f" ({source})" if source else ""
+    if first["type"] == "extra_forbidden":
+        table = path[:1] if len(path) > 1 else ()
+        return f'unknown setting "{name}"{where}: {_suggestion(path[-1], known.get(table, frozenset()))}'
+    if first["type"] == "missing":
+        return f'"{name}" is missing{where}: add it there'
+    problem = _PROBLEMS.get(first["type"], "").format(**first.get("ctx", {})) or _own_words(first["msg"])
+    shown = mask_value(path[-1], first["input"]) if not isinstance(first["input"], Mapping) else "a table"
+    return f"{name} = {shown}{where} {problem}: correct it there"
+
+
+_NUMBER = "must be a number"
+_PROBLEMS = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dict_type": "must be a table",
+    "finite_number": "must be a finite number",
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "model_type": "must be a table",
+    "path_type": "must be a path",
+    "string_type": "must be a text",
+}
+
+
+def _own_words(message: str) -> str:
+    return message.removeprefix("Value error, ").rstrip(".")
+
+
+def _suggestion(name: str, known: frozenset[str]) -> str:
+    import difflib  # here: only an error needs it
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(sorted(known))}"
+
+
+def _source_of(tree: Tree, path: tuple[str, ...]) -> str:
+    node: Tree | Leaf = tree
+    for part in path:
+        if isinstance(node, Leaf) or part not in node:
+            break
+        node = node[part]
+    if isinstance(node, Leaf):
+        return node.source
+    return next((leaf.source for _, leaf in leaves(node)), "")
+
+
+def _variable(name: str, place: str) -> str:
+    value = os.environ.get(name)
+    if value is None:
+        raise SettingsError(
+            f"{place} needs the environment variable {name}, which is not set: set it, or change the setting"
+        )
+    return value
+
+
+def _tree(values: Mapping[str, Any], source: Any, path: tuple[str, ...] = ()) -> Tree:
+    return {
+        str(key): _tree(value, source, (*path, str(key)))
+        if isinstance(value, Mapping)
+        else Leaf(value, source((*path, str(key))))
+        for key, value in values.items()
+    }
+
+
+def _lay_over(tree: Tree, upper: Tree, *, fold: bool = False) -> None:
+    """Write `upper` over `tree`, deeply.
+
+    `fold`: a name that differs only in case is the same one, because an environment variable
+    cannot tell `BatchMonitorJob` from `batchmonitorjob`.
+    """
+    for key, node in upper.items():
+        same = key
+        if fold and key not in tree:
+            same = next((other for other in tree if other.casefold() == key.casefold()), key)
+        below = tree.get(same)
+        if isinstance(node, dict) and isinstance(below, dict):
+            _lay_over(below, node, fold=True)
+        else:
+            tree[same] = node
+
+
+def _read_environment(settings_class: type[BaseSettings]) -> Tree:
+    names = {name.upper(): name for name in os.environ}
+
+    def source(path: tuple[str, ...]) -> str:
+        for length in range(len(path), 0, -1):
+            name = ENV_PREFIX + "__".join(path[:length]).upper()
+            if name in names:
+                return f"environment {names[name]}"
+        return "environment"
+
+    try:
+        values = _Environment(settings_class)()
+    except ValueError as error:  # pydantic_settings.SettingsError: a value begins like JSON and is none
+        broken = getattr(error, "field_name", None) or re.findall(r'field "(\w+)"', str(error))[0]
+        raise SettingsError(f"{source((broken,))} is not valid JSON: correct it there") from None
+    return _tree(values, source)
+
+
+def _read_file(path: Path) -> Tree:
+    import tomllib  # here: most processes find no file
+
+    shown = f"{path.name} ({path})"
+    try:
+        text = path.read_bytes().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        if os.environ.get(FILE_VARIABLE):
+            raise SettingsError(
+                f"{FILE_VARIABLE} names {path}, which does not exist: correct it or unset it"
+            ) from None
+        return {}
+    except OSError as error:
+        raise SettingsError(
+            f"{shown} cannot be read ({error.strerror}): let this user read it or move it"
+        ) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{shown} is not UTF-8: save it as UTF-8") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"line (\d+)", str(error))
+        line = found[1] if found else str(max(1, len(text.splitlines())))
+        problem = re.sub(r" \(at .*\)$", "", str(error))
+        raise SettingsError(f"{path}, line {line}: {problem}: correct the file") from None
+    return _tree(values, lambda _: shown)

@@ -1,0 +1,189 @@
+"""Time in the database: UTC on both sides, and the database's own clock in statements."""
+
+import datetime as dt
+import re
+from typing import Any
+
+from sqlalchemy import Boolean, DateTime, Dialect, Float, String, TypeDecorator
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+from jobrunner.states import JobState
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+
+
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """An aware datetime in UTC; a naive one is refused.
+
+    SQLite keeps it as text, `2026-03-01 12:00:00.123`. There, any client may have written anything:
+    text that is no time reads as 1970, because a kill flag of a doubtful form is still a kill.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type: text on SQLite, which has no timestamps."""
+        return dialect.type_descriptor(String(32) if dialect.name == "sqlite" else DateTime(timezone=True))
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
+        """Turn an aware datetime into what the driver takes. Raises ValueError on a naive one."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value.isoformat()} has no time zone: give an aware datetime, such as in UTC")
+        value = value.astimezone(dt.UTC)
+        if dialect.name != "sqlite":
+            return value
+        # Milliseconds where they say it all: the same text that strftime('%f') writes.
+        unit = "milliseconds" if value.microsecond % 1000 == 0 else "microseconds"
+        return value.replace(tzinfo=None).isoformat(" ", unit)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
+        """Read what the database holds as an aware datetime in UTC."""
+        if value is None:
+            return None
+        if isinstance(value, dt.datetime):
+            return value.astimezone(dt.UTC)
+        return _parse(str(value))
+
+
+def _parse(text: str) -> dt.datetime:
+    try:
+        if _NUMBER.fullmatch(text):
+            return dt.datetime.fromtimestamp(float(text), dt.UTC)
+        value = dt.datetime.fromisoformat(text)
+    except (ValueError, OverflowError, OSError):
+        return _EPOCH
+    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+class StateType(TypeDecorator[JobState]):
+    """A `JobState`, kept as its word."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: JobState | str | None, dialect: Dialect) -> str | None:
+        """Turn a state, or its word, into text. Raises ValueError on an unknown word."""
+        return None if value is None else str(JobState(value))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> JobState | None:
+        """Read the word as a state."""
+        return None if value is None else JobState(value)
+
+
+class db_now(FunctionElement[dt.datetime]):  # noqa: N801  # it reads as the SQL function that it is
+    """The database's clock at this very moment: a beat that waited for a lock must not be stale."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class db_in(FunctionElement[dt.datetime]):  # noqa: N801
+    """The database's clock plus a number of seconds."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class age_s(FunctionElement[float]):  # noqa: N801
+    """Seconds from a stored time to the database's now; negative for a time to come."""
+
+    type = Float()
+    inherit_cache = True
+
+
+class same_moment(FunctionElement[bool]):  # noqa: N801
+    """Whether a column and a parameter are the same time, however finely either was written."""
+
+    inherit_cache = True
+
+
+class is_set(FunctionElement[bool]):  # noqa: N801
+    """Whether a column holds anything at all, for RETURNING.
+
+    SQLite 3.40 answers `x IS NOT NULL` there with 1 whatever x is: every beat would read as a kill.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(db_now, "postgresql")
+def _now_postgresql(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(db_now, "sqlite")
+def _now_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+    return _SQLITE_NOW
+
+
+def _arguments(element: FunctionElement[Any], compiler: SQLCompiler, **kw: Any) -> list[str]:
+    return [compiler.process(argument, **kw) for argument in element.clauses]
+
+
+@compiles(db_in, "postgresql")
+def _in_postgresql(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
+    (seconds,) = _arguments(element, compiler, **kw)
+    return f"clock_timestamp() + make_interval(secs => {seconds})"
+
+
+@compiles(db_in, "sqlite")
+def _in_sqlite(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
+    (seconds,) = _arguments(element, compiler, **kw)
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', {seconds} || ' seconds')"
+
+
+@compiles(age_s, "postgresql")
+def _age_postgresql(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
+    (when,) = _arguments(element, compiler, **kw)
+    return f"extract(epoch FROM clock_timestamp() - {when})::double precision"
+
+
+@compiles(age_s, "sqlite")
+def _age_sqlite(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
+    (when,) = _arguments(element, compiler, **kw)
+    return f"(julianday('now') - julianday({when})) * 86400.0"
+
+
+@compiles(is_set, "postgresql")
+def _set_postgresql(element: is_set, compiler: SQLCompiler, **kw: Any) -> str:
+    (column,) = _arguments(element, compiler, **kw)
+    return f"{column} IS NOT NULL"
+
+
+@compiles(is_set, "sqlite")
+def _set_sqlite(element: is_set, compiler: SQLCompiler, **kw: Any) -> str:
+    (column,) = _arguments(element, compiler, **kw)
+    return f"typeof({column}) <> 'null'"
+
+
+@compiles(same_moment, "postgresql")
+def _same_postgresql(element: same_moment, compiler: SQLCompiler, **kw: Any) -> str:
+    left, right = _arguments(element, compiler, **kw)
+    return f"{left} = {right}"
+
+
+@compiles(same_moment, "sqlite")
+def _same_sqlite(element: same_moment, compiler: SQLCompiler, **kw: Any) -> str:
+    left, right = (f"strftime('%Y-%m-%d %H:%M:%f', {side})" for side in _arguments(element, compiler, **kw))
+    return f"{left} = {right}"
+
+
+def alive(
+    state: ColumnElement[Any], latest_heartbeat: ColumnElement[Any], heartrate: ColumnElement[Any], grace: float
+) -> ColumnElement[bool]:
+    """Return the one judgement of liveness (PROTOCOL 4), by the database's clock.
+
+    A beat from the future is not alive: a failover to a slow clock must not keep the dead alive.
+    """
+    age = age_s(latest_heartbeat)
+    return (state == JobState.RUNNING) & (age >= -heartrate) & (age < heartrate * grace)

@@ -1,0 +1,510 @@
+"""Every statement that writes a job's row, exactly as PROTOCOL has it, for both databases.
+
+Core statements on the table, never ORM entities: an unknown job_type must not raise, a subclass
+filter must not creep in, and memory must never be merged over what others wrote. Every write for an
+owner carries his whole claim, (runner_id, claims), and its row count is looked at.
+"""
+
+import datetime as dt
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    Update,
+    and_,
+    any_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from jobrunner import identity
+from jobrunner.database import Base
+from jobrunner.errors import JobNotFound
+from jobrunner.sqltypes import db_in, db_now, is_set, same_moment
+from jobrunner.states import TERMINAL_STATES, JobState, is_allowed
+
+_LIVE = (JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who runs a job: what a claim writes beside the fence."""
+
+    runner_id: str
+    executor_class: str
+    hostname: str
+    unixname: str
+    pid: int
+    process_started_at: str
+    host_id: str
+
+
+def new_owner(executor_class: str) -> Owner:
+    """Return this process as an owner, under a fresh runner_id: never a name that may come again."""
+    me = identity.ProcessIdentity.of(os.getpid())
+    return Owner(
+        runner_id=str(uuid.uuid4()),
+        executor_class=executor_class,
+        hostname=identity.hostname(),
+        unixname=identity.unixname(),
+        pid=os.getpid(),
+        process_started_at="" if me is None else me.started_at,
+        host_id=identity.host_id(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The fence: the job, its owner, and how often it had been claimed by then."""
+
+    job_id: int
+    runner_id: str
+    claims: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beaten:
+    """A row that came back from a beat: it is still ours, and its kill flag is fresh."""
+
+    job_id: int
+    claims: int
+    kill_requested: bool
+    latest_heartbeat: dt.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A running job as somebody else's, seen at one moment."""
+
+    job_id: int
+    runner_id: str | None
+    claims: int
+    latest_heartbeat: dt.datetime
+
+
+@cache
+def tables() -> tuple[Table, Table]:
+    """Return the tables (job, job_event); the models declare them."""
+    import jobrunner.models  # noqa: F401  # declares the tables
+
+    return Base.metadata.tables["job"], Base.metadata.tables["job_event"]
+
+
+# --- beats ---------------------------------------------------------------------------------------
+
+
+def beat(conn: Connection, runner_id: str, ids: Sequence[int], *, with_time: bool = False) -> list[Beaten]:
+    """Write one heartbeat for each of `ids` that is this runner's, running, and not locked.
+
+    A row that does not come back is no verdict: `look` tells. `with_time`: the time of the beat too,
+    which costs a conversion for each row.
+    """
+    statement = _beat(conn.dialect.name, with_time)
+    rows = conn.execute(statement, {"me": runner_id, "ids": _id_list(conn, ids)}).all()
+    return [Beaten(*row) for row in rows]
+
+
+@cache
+def _beat(dialect: str, with_time: bool) -> Any:  # noqa: FBT001
+    job, _ = tables()
+    ours = and_(job.c.runner_id == bindparam("me"), job.c.state == JobState.RUNNING)
+    statement = update(job).values(latest_heartbeat=db_now())
+    if dialect == "postgresql":
+        # SKIP LOCKED: one row held by an open psql session must not silence all the others.
+        # Ordered: two multi-row writers must not deadlock.
+        mine = (
+            select(job.c.id)
+            .where(_in_ids(dialect), ours)
+            .order_by(job.c.id)
+            .with_for_update(key_share=True, skip_locked=True)
+            .cte("mine")
+            .prefix_with("MATERIALIZED")
+        )
+        statement = statement.where(job.c.id == mine.c.id)
+    else:
+        statement = statement.where(_in_ids(dialect), ours)
+    told = [job.c.id, job.c.claims, _is_flagged()]
+    return statement.returning(*told, *([job.c.latest_heartbeat] if with_time else []))
+
+
+def _in_ids(dialect: str) -> Any:
+    job, _ = tables()
+    if dialect == "postgresql":
+        # One array, not an expanded IN list: it is parsed once, however many there are.
+        return job.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))
+    values = func.json_each(bindparam("ids")).table_valued("value")
+    return job.c.id.in_(select(values.c.value))
+
+
+def _id_list(conn: Connection, ids: Sequence[int]) -> Any:
+    return list(ids) if conn.dialect.name == "postgresql" else json.dumps(list(ids))
+
+
+def _is_flagged() -> Any:
+    job, _ = tables()
+    return is_set(job.c.kill_requested_at)
+
+
+def look(conn: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
+    """Read where jobs stand: (id, state, runner_id, claims, kill_requested). A missing id was deleted."""
+    rows = conn.execute(_look(conn.dialect.name), {"ids": _id_list(conn, ids)}).mappings().all()
+    return {row["id"]: row for row in rows}
+
+
+@cache
+def _look(dialect: str) -> Any:
+    job, _ = tables()
+    flag = _is_flagged().label("kill_requested")
+    return select(job.c.id, job.c.state, job.c.runner_id, job.c.claims, flag).where(_in_ids(dialect))
+
+
+def flagged(conn: Connection, runner_id: str) -> list[int]:
+    """Return the ids of this runner's jobs that carry the kill flag."""
+    return list(conn.execute(_flagged(), {"me": runner_id}).scalars().all())
+
+
+@cache
+def _flagged() -> Any:
+    job, _ = tables()
+    return select(job.c.id).where(
+        job.c.state == JobState.RUNNING,
+        job.c.runner_id == bindparam("me"),
+        job.c.kill_requested_at.is_not(None),
+    )
+
+
+# --- storing and claiming ------------------------------------------------------------------------
+
+
+def store(conn: Connection, values: Mapping[str, Any], owner: Owner | None, actor: str) -> RowMapping:
+    """Insert a job and return its row: queued, or, with an `owner`, already claimed by him.
+
+    A foreground start inserts its row claimed, so that no worker can take it in between.
+    """
+    job, _ = tables()
+    state = JobState.QUEUED if owner is None else JobState.RUNNING
+    row = {"created_at": db_now(), "latest_heartbeat": db_now()} | dict(values) | {"state": state}
+    if owner is not None:
+        row |= _owned_by(owner) | {"claims": 1, "start_date": db_now()}
+    job_id = _with_event(conn, insert(job).values(row), None, state, actor, "stored")
+    assert job_id is not None  # an INSERT that did nothing raises
+    return get(conn, job_id)
+
+
+def claim_queued(conn: Connection, job_id: int, owner: Owner) -> Claim | None:
+    """Claim a queued job that this host can serve; None when it is not there to be claimed."""
+    job, _ = tables()
+    here = or_(job.c.host_id.is_(None), job.c.host_id == owner.host_id)
+    return _claim(conn, job_id, owner, JobState.QUEUED, [job.c.state == JobState.QUEUED, here], "claimed")
+
+
+def adopt(conn: Connection, seen: Sighting, owner: Owner) -> Claim | None:
+    """Take over a running job that still stands exactly as it was seen; None when it does not.
+
+    The caller has watched it stand still for a whole grace on his own clock (PROTOCOL 6).
+    """
+    job, _ = tables()
+    guard = [
+        job.c.state == JobState.RUNNING,
+        job.c.runner_id.is_not_distinct_from(seen.runner_id),
+        job.c.claims == seen.claims,
+        same_moment(job.c.latest_heartbeat, literal(seen.latest_heartbeat, job.c.latest_heartbeat.type)),
+        job.c.adoptable,
+        or_(job.c.host_id.is_(None), job.c.host_id == owner.host_id),
+    ]
+    return _claim(conn, seen.job_id, owner, JobState.RUNNING, guard, "adopted from a silent runner")
+
+
+def _claim(
+    conn: Connection, job_id: int, owner: Owner, before: JobState, guard: Iterable[Any], why: str
+) -> Claim | None:
+    job, _ = tables()
+    statement = (
+        update(job)
+        .where(job.c.id == job_id, *guard)
+        .values(
+            state=JobState.RUNNING,
+            claims=job.c.claims + 1,
+            latest_heartbeat=db_now(),
+            start_date=func.coalesce(job.c.start_date, db_now()),
+            **_owned_by(owner),
+        )
+    )
+    if _with_event(conn, statement, before, JobState.RUNNING, _actor(owner.runner_id), why) is None:
+        return None
+    row = get(conn, job_id)
+    # Somebody may have claimed it again since: then the first beat will tell.
+    return Claim(job_id, owner.runner_id, row["claims"]) if row["runner_id"] == owner.runner_id else None
+
+
+def _owned_by(owner: Owner) -> dict[str, Any]:
+    return {
+        "runner_id": owner.runner_id,
+        "executor_class": owner.executor_class,
+        "hostname": owner.hostname,
+        "unixname": owner.unixname,
+        "pid": owner.pid,
+        "process_started_at": owner.process_started_at,
+    }
+
+
+# --- transitions of an owner ---------------------------------------------------------------------
+
+
+def end(conn: Connection, claim: Claim, state: JobState, message: str, *, external_id: str | None = None) -> bool:
+    """Write a terminal state; False when the claim no longer stands, and then nothing is written.
+
+    With `external_id`, only while the row still speaks of that external job.
+    """
+    job, _ = tables()
+    guard = [] if external_id is None else [job.c.external_id == external_id]
+    values = {"end_date": db_now(), "message": message}
+    return _transition(conn, claim, state, message, guard, values)
+
+
+def release(conn: Connection, claim: Claim, reason: str) -> bool:
+    """Give a job back: queued again, owned by nobody; False when the claim no longer stands."""
+    return _transition(conn, claim, JobState.QUEUED, reason, [], {"runner_id": null(), "message": reason})
+
+
+def _transition(
+    conn: Connection,
+    claim: Claim,
+    after: JobState,
+    reason: str,
+    guard: Iterable[Any],
+    values: Mapping[str, Any],
+) -> bool:
+    assert is_allowed(JobState.RUNNING, after)
+    job, _ = tables()
+    statement = update(job).where(*_fence(claim), *guard).values(state=after, **values)
+    actor = _actor(claim.runner_id)
+    return _with_event(conn, statement, JobState.RUNNING, after, actor, reason) is not None
+
+
+def _fence(claim: Claim) -> list[Any]:
+    job, _ = tables()
+    return [
+        job.c.id == claim.job_id,
+        job.c.runner_id == claim.runner_id,
+        job.c.claims == claim.claims,
+        job.c.state == JobState.RUNNING,
+    ]
+
+
+def _with_event(
+    conn: Connection, statement: Any, before: JobState | None, after: JobState, actor: str, reason: str
+) -> int | None:
+    """Run a change of a job together with its event, and return the job's id; None: no row changed."""
+    job, job_event = tables()
+    columns = ["job_id", "at", "from_state", "to_state", "actor", "reason"]
+    changed = statement.returning(job.c.id)
+    if conn.dialect.name == "postgresql":
+        # One statement: a process paused between two would hold a row lock that stops sweeps and kills.
+        source = changed.cte("changed")
+        facts = _event_facts(source.c.id, before, after, actor, reason)
+        appended = insert(job_event).from_select(columns, select(*facts)).returning(job_event.c.job_id)
+        return cast("int | None", conn.execute(appended).scalar())
+    job_id = cast("int | None", conn.execute(changed).scalar())
+    if job_id is not None:
+        facts = _event_facts(literal(job_id), before, after, actor, reason)
+        conn.execute(insert(job_event).from_select(columns, select(*facts)))
+    return job_id
+
+
+def _event_facts(job_id: Any, before: JobState | None, after: JobState, actor: str, reason: str) -> list[Any]:
+    _, job_event = tables()
+    state = job_event.c.from_state.type
+    return [job_id, db_now(), literal(before, state), literal(after, state), literal(actor), literal(reason)]
+
+
+def _actor(runner_id: str) -> str:
+    return f"runner {runner_id}"
+
+
+# --- submit once, observe, cancel ----------------------------------------------------------------
+
+
+def begin_submit(conn: Connection, claim: Claim, token: str, host_id: str | None = None) -> dt.datetime | None:
+    """Record that the submission under `token` begins now, and return the database's time of it.
+
+    `host_id` binds the job to this host from here on, where its work runs on the host itself.
+    None: it may not begin, because the claim is lost, a kill is wished, or an external id stands.
+    """
+    job, _ = tables()
+    statement = _owned(claim).where(
+        job.c.submit_token == token, job.c.external_id.is_(None), job.c.kill_requested_at.is_(None)
+    )
+    values: dict[str, Any] = {"submit_started_at": db_now()}
+    if host_id is not None:
+        values["host_id"] = host_id
+    begun = conn.execute(statement.values(values).returning(job.c.submit_started_at)).scalar()
+    return cast("dt.datetime | None", begun)
+
+
+def record_submitted(conn: Connection, job_id: int, token: str, external_id: str) -> bool:
+    """Record what the submission under `token` made, whoever holds the claim now.
+
+    False: the row has ended, was submitted anew, or holds another id. The caller then cancels by id
+    the job that he made, and only that.
+    """
+    job, _ = tables()
+    free = or_(job.c.external_id.is_(None), job.c.external_id == external_id)
+    statement = update(job).where(job.c.id == job_id, job.c.submit_token == token, job.c.state.in_(_LIVE), free)
+    return _one(conn, statement.values(external_id=external_id))
+
+
+def renew_token(
+    conn: Connection, claim: Claim, old_token: str, new_token: str, failed_external_id: str | None = None
+) -> bool:
+    """Make ready for another submission, in one statement; False when it may not be.
+
+    Never with a kill wished, and only in place of the very attempt that failed or was proven absent.
+    """
+    job, _ = tables()
+    statement = _owned(claim).where(
+        job.c.submit_token == old_token,
+        job.c.external_id.is_not_distinct_from(failed_external_id),
+        job.c.kill_requested_at.is_(None),
+    )
+    return _one(
+        conn,
+        statement.values(
+            submit_token=new_token,
+            attempt=job.c.attempt + 1,
+            external_id=null(),
+            external_state=null(),
+            submit_started_at=null(),
+        ),
+    )
+
+
+def observe(
+    conn: Connection,
+    claim: Claim,
+    external_id: str,
+    *,
+    external_state: str | None = None,
+    message: str | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> bool:
+    """Write what the backend said of `external_id`; an answer about an earlier id changes nothing."""
+    job, _ = tables()
+    given = {"external_state": external_state, "message": message, "detail": detail}
+    values = {key: value for key, value in given.items() if value is not None}
+    return _one(conn, _owned(claim).where(job.c.external_id == external_id).values(values))
+
+
+def begin_cancel(conn: Connection, claim: Claim, cause: str) -> str | None:
+    """Record why the work is being cancelled, before the backend is asked; the first cause stands.
+
+    Returns the cause in force, or None when the claim no longer stands.
+    """
+    job, _ = tables()
+    statement = _owned(claim).values(
+        cancel_cause=func.coalesce(job.c.cancel_cause, cause),
+        cancel_started_at=func.coalesce(job.c.cancel_started_at, db_now()),
+    )
+    return cast("str | None", conn.execute(statement.returning(job.c.cancel_cause)).scalar())
+
+
+def _owned(claim: Claim) -> Update:
+    job, _ = tables()
+    return update(job).where(*_fence(claim))
+
+
+def _one(conn: Connection, statement: Update) -> bool:
+    return conn.execute(statement).rowcount == 1
+
+
+# --- the kill flag -------------------------------------------------------------------------------
+
+
+def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | None) -> JobState | None:
+    """Set the kill flag, once, on a job that has not ended, and return the state it stands in now.
+
+    A queued job of which nothing was ever submitted is killed at once: there is nothing to cancel.
+    None: there is no such job. Whoever set the flag first stands as the one who did.
+    """
+    job, _ = tables()
+    flag_is_new = job.c.kill_requested_at.is_(None)
+    conn.execute(
+        update(job)
+        .where(job.c.id == job_id, job.c.state.in_(_LIVE))
+        .values(
+            kill_requested_by=case((flag_is_new, by), else_=job.c.kill_requested_by),
+            kill_reason=case((flag_is_new, reason), else_=job.c.kill_reason),
+            kill_requested_at=func.coalesce(job.c.kill_requested_at, db_now()),
+        )
+    )
+    unstarted = update(job).where(
+        job.c.id == job_id,
+        job.c.state == JobState.QUEUED,
+        job.c.kill_requested_at.is_not(None),
+        job.c.submit_started_at.is_(None),
+        job.c.external_id.is_(None),
+    )
+    message = "killed before it started" + (f": {reason}" if reason else "")
+    _with_event(
+        conn,
+        unstarted.values(state=JobState.KILLED, end_date=db_now(), message=message),
+        JobState.QUEUED,
+        JobState.KILLED,
+        by or "request_kill",
+        message,
+    )
+    return cast("JobState | None", conn.execute(select(job.c.state).where(job.c.id == job_id)).scalar())
+
+
+# --- pruning -------------------------------------------------------------------------------------
+
+
+def prune(conn: Connection, older_than_s: float, batch: int) -> int:
+    """Delete at most `batch` jobs that ended longer ago than that, with their events; return how many.
+
+    A parent of a job that has not ended stays. Locked rows are left for the next time.
+    """
+    job, _ = tables()
+    child = job.alias("child")
+    has_live_child = select(child.c.id).where(child.c.parent_id == job.c.id, child.c.state.in_(_LIVE)).exists()
+    old = (
+        select(job.c.id)
+        .where(job.c.end_date < db_in(-older_than_s), job.c.state.in_(tuple(TERMINAL_STATES)), ~has_live_child)
+        .order_by(job.c.end_date)
+        .limit(batch)
+    )
+    if conn.dialect.name == "postgresql":
+        old = old.with_for_update(of=job, skip_locked=True)
+    return conn.execute(job.delete().where(job.c.id.in_(old))).rowcount
+
+
+def get(conn: Connection, job_id: int) -> RowMapping:
+    """Return a job's whole row. Raises `JobNotFound`."""
+    job, _ = tables()
+    row = conn.execute(_by_id(job), {"id": job_id}).mappings().first()
+    if row is None:
+        raise JobNotFound(f"There is no job {job_id}: `jobrunner list` shows those that there are.")
+    return row
+
+
+@cache
+def _by_id(job: Table) -> Select[Any]:
+    return select(job).where(job.c.id == bindparam("id"))
