@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from jobrunner import registry
 from jobrunner.deadline import put_deadline_on_calls
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
 from jobrunner.redaction import mask_url
@@ -53,7 +54,9 @@ class Database:
         self.url = _parse_url(settings.effective_database_url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.shown_url = mask_url(self.url.render_as_string(hide_password=True))
-        self.engine = _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
+        self.engine = (
+            _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
+        )
         self._autocommit = self.engine.execution_options(
             **({"jobrunner_begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
         )
@@ -118,7 +121,9 @@ def translate(error: SQLAlchemyError, shown_url: str) -> DatabaseError:
     reason = _first_line(getattr(error, "orig", None) or error)
     if isinstance(error, DBAPIError):
         if _is_missing_table(error):
-            return SchemaError(f"The schema of {shown_url} does not fit ({reason}): run `jobrunner db upgrade`.")
+            return SchemaError(
+                f"The schema of {shown_url} does not fit ({reason}): run `jobrunner db upgrade`."
+            )
         if _is_outage(error):
             return DatabaseUnavailable(f"The database {shown_url} cannot be used now: {reason}")
     if isinstance(error, PoolTimeoutError):
@@ -136,7 +141,9 @@ def _is_outage(error: DBAPIError) -> bool:
 
 def _is_missing_table(error: DBAPIError) -> bool:
     kind, words = type(error.orig).__name__, str(error.orig)
-    return kind in {"UndefinedTable", "UndefinedColumn"} or "no such table" in words or "no such column" in words
+    return (
+        kind in {"UndefinedTable", "UndefinedColumn"} or "no such table" in words or "no such column" in words
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -177,7 +184,9 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
                 "set JOBRUNNER_DATA_DIR or JOBRUNNER_DATABASE_URL to a place you may write to."
             ) from error
     elif not path.parent.is_dir():
-        raise DatabaseUnavailable(f"The directory {path.parent} of the database does not exist: make it first.")
+        raise DatabaseUnavailable(
+            f"The directory {path.parent} of the database does not exist: make it first."
+        )
     engine = create_engine(url, connect_args={"timeout": settings.sqlite_busy_timeout_s})
 
     @event.listens_for(engine, "connect")
@@ -256,9 +265,12 @@ def _check_schema(database: Database) -> None:
     if version is not None and version >= SCHEMA_VERSION:
         return
     if database.settings.is_embedded:
-        from jobrunner.schema import upgrade_embedded
-
-        upgrade_embedded(database)
+        # By its path: the schema's module stands above, and is heavy; it is needed once in a lifetime.
+        registry.load("jobrunner.schema:upgrade_embedded")(database)
         return
-    what = "has no tables of jobrunner" if version is None else f"is at version {version}, older than {SCHEMA_VERSION}"
+    what = (
+        "has no tables of jobrunner"
+        if version is None
+        else f"is at version {version}, older than {SCHEMA_VERSION}"
+    )
     raise SchemaError(f"The database {database.shown_url} {what}: run `jobrunner db upgrade`.")

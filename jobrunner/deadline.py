@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import threading
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Engine, event
@@ -49,7 +50,7 @@ class _Watchdog:
                 now = monotonic_s()
                 late = [connection for connection, until in list(self._calls.items()) if now > until]
                 for connection in late:
-                    del self._calls[connection]
+                    self._calls.pop(connection, None)
             for connection in late:
                 _shut(connection)
             threading.Event().wait(_LOOK_S)
@@ -67,17 +68,27 @@ os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc]  # 
 
 
 def put_deadline_on_calls(engine: Engine, seconds: float) -> None:
-    """Make each statement of `engine` (psycopg) fail after `seconds` without an answer."""
+    """Make each call of `engine` (psycopg) fail after `seconds` without an answer."""
 
-    @event.listens_for(engine, "before_cursor_execute")
-    def _before(_conn: Any, cursor: Any, *_rest: Any) -> None:
-        _watchdog.arm(cursor.connection, seconds)
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+        return connection_class(seconds).connect(*arguments, **options)
 
-    @event.listens_for(engine, "after_cursor_execute")
-    def _after(_conn: Any, cursor: Any, *_rest: Any) -> None:
-        _watchdog.disarm(cursor.connection)
 
-    @event.listens_for(engine, "handle_error")
-    def _error(context: Any) -> None:
-        if context.cursor is not None:
-            _watchdog.disarm(context.cursor.connection)
+@cache
+def connection_class(seconds: float) -> Any:
+    """Return psycopg's connection with a deadline on everything that waits for the server.
+
+    On statements, and also on commit, rollback, and what SQLAlchemy asks of a new connection.
+    """
+    import psycopg
+
+    class _Connection(psycopg.Connection[Any]):
+        def wait(self, *args: Any, **kwargs: Any) -> Any:
+            _watchdog.arm(self, seconds)
+            try:
+                return super().wait(*args, **kwargs)
+            finally:
+                _watchdog.disarm(self)
+
+    return _Connection

@@ -90,7 +90,14 @@ class ClaimLost(JobrunnerError):
 
 
 class Released(JobrunnerError):
-    """The runner was stopped and released the job: the work outside goes on."""
+    """The runner was stopped and released the job: the work outside goes on.
+
+    `signal`: the number of the signal that stopped it.
+    """
+
+    def __init__(self, message: str | None = None, *, signal: int = 15) -> None:
+        super().__init__(message or "The runner was stopped and released the job: the work outside goes on.")
+        self.signal = signal
 
 
 class WaitTimeout(JobrunnerError):

@@ -30,7 +30,9 @@ def check_rate(heartrate: float, grace_multiplier: float) -> None:
     `heartrate`: seconds between beats. `grace_multiplier`: how many of them may pass in silence.
     """
     if not (math.isfinite(heartrate) and heartrate > 0):
-        raise UsageError(f"A heartrate of {heartrate} cannot be kept: give seconds between beats, more than 0.")
+        raise UsageError(
+            f"A heartrate of {heartrate} cannot be kept: give seconds between beats, more than 0."
+        )
     check_grace(grace_multiplier)
 
 
@@ -79,7 +81,9 @@ class BeatHealth:
     is never older than that.
     """
 
-    def __init__(self, heartrate: float, grace_multiplier: float, clock: Callable[[], float] = monotonic_s) -> None:
+    def __init__(
+        self, heartrate: float, grace_multiplier: float, clock: Callable[[], float] = monotonic_s
+    ) -> None:
         check_rate(heartrate, grace_multiplier)
         self._grace_s = heartrate * grace_multiplier
         self._clock = clock
@@ -150,6 +154,7 @@ class Beater:
             connection.close()
         except SQLAlchemyError:
             connection.invalidate()
+
 
 def lost_because(claim: Claim, row: RowMapping | None) -> str | None:
     """Return why a job whose row did not come back from a beat is no longer ours; None: it is.

@@ -147,7 +147,8 @@ class _PostgresEar(_Ear):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._url = make_url(database.settings.listen_url) if database.settings.listen_url else database.url
+        listen_url = database.settings.effective_listen_url
+        self._url = make_url(listen_url) if listen_url else database.url
         self._connection: Any = None
 
     def wait(self, until_s: float, wake: Wake | None) -> bool:
@@ -166,10 +167,9 @@ class _PostgresEar(_Ear):
     def _connect(self) -> None:
         import psycopg
 
-        arguments = self._url.translate_connect_args(username="user", database="dbname")
+        arguments: dict[str, Any] = self._url.translate_connect_args(username="user", database="dbname")
         self._connection = psycopg.connect(
-            **arguments,
-            **dict(self._url.query),
+            **(arguments | dict(self._url.query)),
             autocommit=True,
             connect_timeout=max(2, round(self._database.settings.connect_timeout_s)),
             application_name="jobrunner listen",
@@ -182,7 +182,9 @@ class _PostgresEar(_Ear):
         word = uuid.uuid4().hex
         try:
             with self._database.read() as connection:
-                connection.exec_driver_sql("SELECT pg_notify(%(channel)s, %(word)s)", {"channel": _ECHO_CHANNEL, "word": word})
+                connection.exec_driver_sql(
+                    "SELECT pg_notify(%(channel)s, %(word)s)", {"channel": _ECHO_CHANNEL, "word": word}
+                )
         except SQLAlchemyError as error:
             raise translate(error, self._database.shown_url) from error
         until_s = monotonic_s() + _ECHO_S

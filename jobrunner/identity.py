@@ -253,3 +253,14 @@ def _text_of(path: Path) -> str:
 def who() -> str:
     """Return this user on this host, as the actor of a kill or a start."""
     return f"{unixname()}@{hostname()}"
+
+
+def can_serve(bound_to: str | None) -> bool:
+    """Whether a job bound to that host (its `host_id`) can be served from here.
+
+    It is this host, or the same machine before it restarted: then what was recorded there tells how
+    the job ended. Another container on this machine sees neither its processes nor its files.
+    """
+    if bound_to is None or bound_to == host_id():
+        return True
+    return same_machine(bound_to, host_id()) and bound_to.split("/")[1] != boot_id()

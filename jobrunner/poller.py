@@ -215,7 +215,7 @@ class Poller:
     async def _ask(self, call: _Call) -> None:
         throttled = False
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # for the type checker
+        assert task is not None  # for the type checker
         try:
             async with asyncio.timeout(self._call_s):
                 answers = _checked(await self._backend.fetch(list(call.batch)), call.batch)

@@ -1,5 +1,6 @@
 """Every question about jobs that changes nothing. They read rows, never entities."""
 
+import datetime as dt
 from collections.abc import Collection
 from typing import Any
 
@@ -66,9 +67,13 @@ def listed(
     name: str | None = None,
     dag_id: str | None = None,
     since_s: float | None = None,
+    since: dt.datetime | None = None,
     limit: int = 50,
 ) -> list[RowMapping]:
-    """Return rows for a list, newest first, each with `alive`, `age_s` and `running_s`."""
+    """Return rows for a list, newest first, each with `alive`, `age_s` and `running_s`.
+
+    `since_s`, `since`: only jobs created within so many seconds, or since that time.
+    """
     job, _ = tables()
     statement = _judged(grace_multiplier)
     if states:
@@ -81,6 +86,8 @@ def listed(
         statement = statement.where(job.c.dag_id == dag_id)
     if since_s is not None:
         statement = statement.where(age_s(job.c.created_at) <= since_s)
+    if since is not None:
+        statement = statement.where(job.c.created_at >= since)
     return list(conn.execute(statement.order_by(job.c.id.desc()).limit(limit)).mappings().all())
 
 
@@ -98,6 +105,25 @@ def _judged(grace_multiplier: float) -> Select[Any]:
         age_s(job.c.latest_heartbeat).label("age_s"),
         age_s(job.c.start_date).label("running_s"),
     )
+
+
+def shown_all(conn: Connection, job_ids: Collection[int], grace_multiplier: float) -> dict[int, RowMapping]:
+    """Return the rows of those of `job_ids` that there are, by id, as `shown` has them."""
+    job, _ = tables()
+    rows = conn.execute(_judged(grace_multiplier).where(job.c.id.in_(job_ids))).mappings()
+    return {row["id"]: row for row in rows}
+
+
+def has_type(conn: Connection, job_type: str) -> bool:
+    """Whether there is any job of this type."""
+    job, _ = tables()
+    return conn.execute(select(job.c.id).where(job.c.job_type == job_type).limit(1)).first() is not None
+
+
+def types(conn: Connection) -> list[str]:
+    """Return the types of the jobs that there are."""
+    job, _ = tables()
+    return list(conn.execute(select(job.c.job_type).distinct().order_by(job.c.job_type)).scalars().all())
 
 
 def events(conn: Connection, job_id: int) -> list[RowMapping]:

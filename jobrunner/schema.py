@@ -90,7 +90,9 @@ def _run(do: object, connection: Connection, revision: str) -> None:
         do(config, revision)  # type: ignore[operator]
     except CommandError as error:
         known = ", ".join(name for name, _ in revisions())
-        raise UsageError(f"There is no way to revision {revision!r} ({error}): known are {known}, base and head.") from error
+        raise UsageError(
+            f"There is no way to revision {revision!r} ({error}): known are {known}, base and head."
+        ) from error
 
 
 def _version(connection: Connection) -> str | None:

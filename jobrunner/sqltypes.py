@@ -45,7 +45,7 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         unit = "milliseconds" if value.microsecond % 1000 == 0 else "microseconds"
         return value.replace(tzinfo=None).isoformat(" ", unit)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:  # noqa: ARG002
         """Read what the database holds as an aware datetime in UTC."""
         if value is None:
             return None
@@ -70,11 +70,11 @@ class StateType(TypeDecorator[JobState]):
     impl = String(16)
     cache_ok = True
 
-    def process_bind_param(self, value: JobState | str | None, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: JobState | str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
         """Turn a state, or its word, into text. Raises ValueError on an unknown word."""
         return None if value is None else str(JobState(value))
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> JobState | None:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> JobState | None:  # noqa: ARG002
         """Read the word as a state."""
         return None if value is None else JobState(value)
 
@@ -117,12 +117,12 @@ class is_set(FunctionElement[bool]):  # noqa: N801
 
 
 @compiles(db_now, "postgresql")
-def _now_postgresql(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+def _now_postgresql(_element: db_now, _compiler: SQLCompiler, **_kw: Any) -> str:
     return "clock_timestamp()"
 
 
 @compiles(db_now, "sqlite")
-def _now_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+def _now_sqlite(_element: db_now, _compiler: SQLCompiler, **_kw: Any) -> str:
     return _SQLITE_NOW
 
 
@@ -179,7 +179,10 @@ def _same_sqlite(element: same_moment, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def alive(
-    state: ColumnElement[Any], latest_heartbeat: ColumnElement[Any], heartrate: ColumnElement[Any], grace: float
+    state: ColumnElement[Any],
+    latest_heartbeat: ColumnElement[Any],
+    heartrate: ColumnElement[Any],
+    grace: float,
 ) -> ColumnElement[bool]:
     """Return the one judgement of liveness (PROTOCOL 4), by the database's clock.
 

@@ -15,7 +15,7 @@ from jobrunner.database import Base
 from jobrunner.errors import ENDED_BADLY, JobNotFound, NotOwner, UsageError, WaitTimeout
 from jobrunner.heartbeat import check_grace, check_rate
 from jobrunner.models.job_event import BigId, JobEvent
-from jobrunner.models.own_run import OwnRun, kill_message, run_code
+from jobrunner.models.own_run import OwnRun, call_back, has_callback, kill_message, run_code
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
 from jobrunner.settings import get_settings
 from jobrunner.sqltypes import StateType, UtcDateTime, db_now
@@ -99,7 +99,7 @@ class BaseJob(Base):
     deadline_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     poll_interval: Mapped[float | None] = mapped_column(Float(53))
 
-    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_on": "job_type", "polymorphic_abstract": True}
+    __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_abstract": True}  # noqa: RUF012  # SQLAlchemy's form
 
     may_be_adopted: ClassVar[bool] = False
     """Whether another runner may run it again after its own died: its code must stand running twice."""
@@ -111,14 +111,20 @@ class BaseJob(Base):
     def __init_subclass__(cls, *, abstract: bool = False, job_type: str | None = None, **kwargs: Any) -> None:
         """Map the subclass to the job type of its name; `abstract`: it has jobs only by its own subclasses."""
         if "__mapper_args__" not in cls.__dict__:
-            identity_ = {"polymorphic_abstract": True} if abstract else {"polymorphic_identity": job_type or cls.__name__}
+            identity_ = (
+                {"polymorphic_abstract": True}
+                if abstract
+                else {"polymorphic_identity": job_type or cls.__name__}
+            )
             cls.__mapper_args__ = identity_
         super().__init_subclass__(**kwargs)
 
-    def __init__(self, executor: Any = None, heartrate: float | None = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, executor: Any = None, heartrate: float | None = None, *args: Any, **kwargs: Any
+    ) -> None:
         settings = get_settings()
         timeout = kwargs.pop("timeout", None)
-        job_type = type(self).__mapper__.polymorphic_identity
+        job_type = type(self).__mapper__.polymorphic_identity or type(self).__name__
         for key, value in {
             "state": JobState.QUEUED,
             "latest_heartbeat": utcnow(),
@@ -164,7 +170,7 @@ class BaseJob(Base):
         """
         run_code(self)
 
-    def heartbeat(self, only_if_necessary: bool = False) -> None:  # noqa: FBT001, FBT002  # Airflow's signature
+    def heartbeat(self, only_if_necessary: bool = False) -> None:  # Airflow's signature
         """Keep the steady rate: wait for what is left of it, write the beat, and obey a kill.
 
         Called late, it does not wait. `only_if_necessary`: not yet due, it does nothing at all. A
@@ -181,8 +187,8 @@ class BaseJob(Base):
                 self.kill()
         if own.is_past_deadline:
             own.end_early(self, JobState.FAILED, "the timeout has passed")
-        if beaten is not None:
-            own.call_back(self)
+        if beaten is not None and has_callback(self):
+            call_back(self, own.database)
 
     @property
     def is_fenced(self) -> bool:
@@ -215,7 +221,9 @@ class BaseJob(Base):
                 refresh(self, store(connection, self, None))
         return self
 
-    def request_kill(self, by: str | None = None, reason: str | None = None, session: Session | None = None) -> JobState:
+    def request_kill(
+        self, by: str | None = None, reason: str | None = None, session: Session | None = None
+    ) -> JobState:
         """Set the kill flag, from any machine, and return the state that the job is in now.
 
         The owner sees it within milliseconds, or at its next beat. `by`: who asks; without it, this
@@ -286,7 +294,9 @@ class BaseJob(Base):
         state = self.wait(timeout)
         error = ENDED_BADLY.get(state)
         if error is not None:
-            raise error(f"Job {self.id} was {state}: {self.message}" if self.message else None, job_id=self.id)
+            raise error(
+                f"Job {self.id} was {state}: {self.message}" if self.message else None, job_id=self.id
+            )
         return self.detail
 
     @property
@@ -325,4 +335,5 @@ def object_of(row: Any, session: Session | None = None) -> BaseJob:
 def _types_of(job_class: type[BaseJob]) -> list[str]:
     for name in registry.job_type_names():  # a subclass that is not imported yet has jobs, too
         registry.load_job_class(name)
-    return [mapper.polymorphic_identity for mapper in job_class.__mapper__.self_and_descendants]
+    names = (mapper.polymorphic_identity for mapper in job_class.__mapper__.self_and_descendants)
+    return [name for name in names if name is not None]

@@ -43,9 +43,13 @@ class MonitorJob(BaseJob, abstract=True):
                 "Leave it to the connection, or to the environment in which the work runs."
             )
         settings = get_settings()
-        interval = poll_interval or settings.poll_interval_for(type(self).__name__) or self.default_poll_interval
+        interval = (
+            poll_interval or settings.poll_interval_for(type(self).__name__) or self.default_poll_interval
+        )
         if poll_interval is not None and not 0 < poll_interval < float("inf"):
-            raise UsageError(f"A poll interval of {poll_interval} s cannot be kept: give seconds, more than 0.")
+            raise UsageError(
+                f"A poll interval of {poll_interval} s cannot be kept: give seconds, more than 0."
+            )
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]
         kwargs.setdefault("submit_token", uuid.uuid4().hex)

@@ -2,7 +2,7 @@
 
 import random
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,13 +32,18 @@ class OwnRun:
     """One run of a job's own code in this process, from its claim to its terminal state."""
 
     def __init__(
-        self, database: Database, claim: Claim, heartrate: float, grace_multiplier: float, left_s: float | None = None
+        self,
+        database: Database,
+        claim: Claim,
+        heartrate: float,
+        grace_multiplier: float,
+        left_s: float | None = None,
     ) -> None:
         self.claim = claim
         self._deadline_s = None if left_s is None else monotonic_s() + left_s
         self.health = BeatHealth(heartrate, grace_multiplier)
         self.ended = False
-        self._database = database
+        self.database = database
         self._pacer = Pacer(heartrate)
         self._beater = Beater(database, claim.runner_id)
         self._hints = Hints(database)
@@ -97,7 +102,7 @@ class OwnRun:
 
     def _look(self) -> str | None:
         job_id = self.claim.job_id
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             row = statements.look(connection, [job_id]).get(job_id)
         return lost_because(self.claim, row)
 
@@ -109,14 +114,16 @@ class OwnRun:
         pause_s, said = 0.05, False
         while True:
             try:
-                with self._database.write() as connection:
+                with self.database.write() as connection:
                     written = statements.end(connection, self.claim, state, message)
                 break
             except DatabaseError as error:
                 if monotonic_s() > give_up_s:
                     raise
                 if not said:
-                    log.warning("outcome cannot be written yet", job=self.claim.job_id, state=state, error=error)
+                    log.warning(
+                        "outcome cannot be written yet", job=self.claim.job_id, state=state, error=error
+                    )
                     said = True
             time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
             pause_s = min(2 * pause_s, 5.0)
@@ -127,23 +134,9 @@ class OwnRun:
     def end_early(self, job: "BaseJob", state: JobState, message: str) -> NoReturn:
         """End a job before its code does: `on_kill`, then the state, then the error that says so."""
         if not self.ended:
-            try:
-                job.on_kill()
-            except Exception as error:  # noqa: BLE001  # a clean-up that fails must not stop the kill
-                log.error("on_kill failed", job=self.claim.job_id, error=error, exc_info=True)
+            call_on_kill(job)
             self.end(state, message)
         raise ENDED_BADLY[state](f"Job {self.claim.job_id}: {message}.", job_id=self.claim.job_id)
-
-    def call_back(self, job: "BaseJob") -> None:
-        """Call `heartbeat_callback` with a session; what the database refuses it is forgiven."""
-        if type(job).heartbeat_callback is _no_callback():
-            return
-        try:
-            with self._database.session() as session:
-                job.heartbeat_callback(session=session)
-                session.commit()
-        except (SQLAlchemyError, DatabaseError) as error:
-            log.warning("heartbeat_callback failed", job=self.claim.job_id, error=error)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -151,10 +144,29 @@ class OwnRun:
         self._hints.close()
 
 
-def _no_callback() -> Any:
+def call_on_kill(job: "BaseJob") -> None:
+    """Call `on_kill`; what it raises is logged: a clean-up that fails must not stop the kill."""
+    try:
+        job.on_kill()
+    except Exception as error:  # whatever the job's own code raises
+        log.error("on_kill failed", job=job.id, error=error, exc_info=True)
+
+
+def has_callback(job: "BaseJob") -> bool:
+    """Whether the job's class gives a `heartbeat_callback` of its own."""
     from jobrunner.models.base_job import BaseJob
 
-    return BaseJob.heartbeat_callback
+    return type(job).heartbeat_callback is not BaseJob.heartbeat_callback
+
+
+def call_back(job: "BaseJob", database: Database) -> None:
+    """Call `heartbeat_callback` with a session; what the database refuses it is logged and forgiven."""
+    try:
+        with database.session() as session:
+            job.heartbeat_callback(session=session)
+            session.commit()
+    except (SQLAlchemyError, DatabaseError) as error:
+        log.warning("heartbeat_callback failed", job=job.id, error=error)
 
 
 def run_code(job: "BaseJob") -> None:
@@ -198,6 +210,9 @@ def _begin(job: "BaseJob") -> OwnRun:
     left_s = None
     if job.deadline_at is not None:
         left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
+    on_started = getattr(job.executor, "on_started", None)
+    if on_started is not None:
+        on_started(job.id)
     job._own = OwnRun(database, claim, job.heartrate, settings.grace_multiplier, left_s)
     return job._own
 

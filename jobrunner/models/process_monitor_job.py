@@ -31,7 +31,7 @@ class ProcessMonitorJob(MonitorJob):
         heartrate: float | None = None,
         **kwargs: Any,
     ) -> None:
-        from jobrunner.backends.process.spec import ProcessSpec, check_spec
+        from jobrunner.backends.process.spec import check_spec
 
         spec = check_spec(
             {
@@ -42,6 +42,5 @@ class ProcessMonitorJob(MonitorJob):
                 "stop_grace_s": stop_grace,
             }
         )
-        assert isinstance(spec, ProcessSpec)
         kwargs.setdefault("name", os.path.basename(spec.command[0])[:250])  # noqa: PTH119
         super().__init__(executor, heartrate, spec=spec.model_dump(), **kwargs)

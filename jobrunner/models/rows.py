@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, RowMapping, inspect
-from sqlalchemy.orm import Session, make_transient_to_detached
+from sqlalchemy.orm import Session, configure_mappers, make_transient_to_detached
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from jobrunner import identity, statements
@@ -53,6 +53,7 @@ def refresh(job: "BaseJob", row: RowMapping) -> None:
 
 def from_row(job_class: type["BaseJob"], row: RowMapping) -> "BaseJob":
     """Return a new detached object of this class for a row, without running its constructor."""
+    configure_mappers()  # the first constructor would do it, and there may not have been one
     job: BaseJob = inspect(job_class).class_manager.new_instance()
     refresh(job, row)
     return job

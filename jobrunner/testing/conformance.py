@@ -10,7 +10,7 @@
 Where the harness needs pytest's fixtures, take them in an autouse fixture of the class and keep them
 on `self`. Whatever the jobs left behind, the harness removes after its `yield`.
 """
-# ruff: noqa: S101  # these are tests, though they ship with the package
+# these are tests, though they ship with the package
 
 import asyncio
 import datetime as dt

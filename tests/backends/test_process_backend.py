@@ -1,5 +1,6 @@
 import asyncio
 import datetime as dt
+import errno
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ from jobrunner.backends.base import (
     sending_until,
 )
 from jobrunner.backends.process import ProcessBackend, log_path, wrapper
+from jobrunner.backends.process.records import CancelRecord, ExitRecord, RecordDirectory
+from jobrunner.backends.process.tree import processes_of, send
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError, SubmitRejected, SubmitTooLate
 from jobrunner.identity import ProcessIdentity, host_id, process_table
@@ -508,8 +511,6 @@ def test_a_record_that_cannot_be_read_is_not_gone(jobs: Jobs) -> None:
 
 
 def test_an_exit_written_between_the_looks_is_not_missed(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobrunner.backends.process.records import ExitRecord, RecordDirectory
-
     it = jobs.submit(jobs.sh("exit 6"))
     jobs.end(it)
     pid = wrapper_pid(it)
@@ -681,13 +682,68 @@ def test_a_process_that_took_over_the_number_of_the_session_is_never_signalled(j
     it = jobs.submit(jobs.sh("true", stop_grace_s=0))
     jobs.end(it)
     Path(it, "exit").unlink()
-    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "sleep 60 & echo $!; wait"], start_new_session=True, stdout=subprocess.PIPE
+    ) as stranger:
+        assert stranger.stdout is not None
+        child = alive(int(stranger.stdout.readline()))
         try:
             rewrite(it, wrapper=[stranger.pid, 1])
             jobs.cancel(it)
             alive(stranger.pid)
+            assert child.standing() == "alive"
         finally:
-            stranger.kill()
+            os.killpg(stranger.pid, signal.SIGKILL)
+
+
+def test_a_process_of_a_session_without_known_ones_proves_itself_by_its_environment(jobs: Jobs) -> None:
+    it = jobs.submit(jobs.sh("sleep 60 & echo $!; wait"))
+    left = alive(int(jobs.until_printed(it)[0]))
+    directory = RecordDirectory(it)
+    start = directory.start()
+    assert start is not None
+    known_gone = {start.wrapper[0], start.command[0]}
+    table = {pid: stat for pid, stat in process_table().items() if pid not in known_gone}
+    assert set(processes_of(directory, start, (), table)) == {(left.pid, left.started)}
+    assert not processes_of(RecordDirectory(it + "2"), start, (), table)
+
+
+@pytest.mark.parametrize("has_handles", [True, False])
+def test_a_signal_reaches_a_live_process_and_no_dead_one(
+    monkeypatch: pytest.MonkeyPatch, *, has_handles: bool
+) -> None:
+    if not has_handles:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        it = alive(process.pid)
+        assert send(it, signal.SIGTERM)
+        os.waitid(os.P_PID, it.pid, os.WEXITED | os.WNOWAIT)
+        assert not send(it, signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM
+    assert not send(it, signal.SIGTERM)
+
+
+def test_a_cancel_of_a_huge_tree_fits_into_its_spare_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    directory = RecordDirectory(str(tmp_path))
+    wrapper.make_spare(directory.path, wrapper.CANCEL_SPARE)
+    monkeypatch.setattr(wrapper, "write_over", full)
+    tree = frozenset((4_000_000 + n, 10**10 + n) for n in range(1000))
+    directory.write_cancel(CancelRecord(at="2026", reason="ä" * 200, asked_s=1.5, tree=tree))
+    kept = directory.cancel()
+    assert kept is not None
+    assert kept.asked_s == 1.5
+    assert len(kept.tree) == 50
+
+
+def test_any_reason_can_be_recorded(jobs: Jobs) -> None:
+    it = jobs.submit(jobs.sh("sleep 60"))
+    assert not asyncio.run(jobs.backend.cancel([it], "\udcff" + "long " * 10_000))
+    assert jobs.end(it).phase is Phase.CANCELLED
 
 
 def test_an_unknown_identity_is_not_signalled_and_said_so(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobrunner.backends.process import ProcessBackend
+from jobrunner.backends.process.records import RecordDirectory
 from jobrunner.identity import process_table
 from jobrunner.testing.conformance import BackendConformance, Harness
 
@@ -47,8 +48,6 @@ class TestProcessBackendConforms(BackendConformance):
         self._kill_what_is_left()
 
     def _kill_what_is_left(self) -> None:
-        from jobrunner.backends.process.records import RecordDirectory
-
         starts = [RecordDirectory(str(path.parent)).start() for path in self.records_dir.glob("*/start")]
         sessions = {start.wrapper[0] for start in starts if start is not None and start.by == "wrapper"}
         for stat in process_table().values():

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import ValidationError
-
 from jobrunner.backends.base import (
     Absent,
     Found,
@@ -28,10 +26,11 @@ from jobrunner.backends.process import wrapper
 from jobrunner.backends.process.cancelling import Canceller
 from jobrunner.backends.process.looking import Look
 from jobrunner.backends.process.records import RecordDirectory
-from jobrunner.backends.process.spec import ProcessSpec
+from jobrunner.backends.process.spec import ProcessSpec, check_spec
 from jobrunner.backends.process.tree import RECORD_VARIABLE
-from jobrunner.errors import BackendError, SubmitRejected, SubmitTooLate, Throttled
+from jobrunner.errors import BackendError, SpecError, SubmitRejected, SubmitTooLate, Throttled
 from jobrunner.identity import host_id, process_table, unixname
+from jobrunner.settings import ConnectionSettings
 
 _WRAPPER = Path(wrapper.__file__)
 _ANSWER_S = 25.0  # how long the wrapper may take to tell how the start went
@@ -49,6 +48,11 @@ class ProcessBackend:
 
     def __init__(self) -> None:
         self._canceller = Canceller()
+
+    @classmethod
+    def from_connection(cls, connection: ConnectionSettings) -> "ProcessBackend":  # noqa: ARG003  # it has no options
+        """Return the backend of this host."""
+        return cls()
 
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         """Start the command and return its external id; with a token that was used, the id of then.
@@ -100,12 +104,9 @@ def log_path(external_id: str) -> Path:
 
 def _parsed(spec: Mapping[str, Any]) -> ProcessSpec:
     try:
-        return ProcessSpec.model_validate(spec)
-    except ValidationError as error:
-        # Only places and reasons: a value may be a secret.
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        msg = f"the process spec is wrong: {wrong}"
-        raise SubmitRejected(msg) from None
+        return check_spec(dict(spec))
+    except SpecError as error:
+        raise SubmitRejected(str(error)) from None
 
 
 def _submit(spec: ProcessSpec, token: str) -> str:
@@ -132,10 +133,18 @@ def _order(spec: ProcessSpec, directory: RecordDirectory) -> wrapper.Order:
         "directory": _as_utf8(directory.path),
         "host": host_id(),
         "command": [_as_utf8(word) for word in spec.command],
-        "cwd": _as_utf8(spec.cwd or os.getcwd()),  # noqa: PTH109  (a string is what travels)
+        "cwd": _as_utf8(spec.cwd or _own_directory()),
         "env": {_as_utf8(name): _as_utf8(value) for name, value in environment.items()},
         "stop_grace_s": spec.stop_grace_s,
     }
+
+
+def _own_directory() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        msg = "the runner's own working directory was removed: give the job a `cwd`"
+        raise SubmitRejected(msg) from None
 
 
 def _as_utf8(text: str) -> str:

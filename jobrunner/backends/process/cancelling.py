@@ -16,6 +16,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError
 from jobrunner.identity import ProcessStat, boot_id, process_table
 
+_REASON_LENGTH = 200  # with it the record fits into its spare room
 _KILL_ROUNDS = 5  # a tree that forks while it is being killed is met again by the next call
 
 
@@ -71,7 +72,8 @@ class Canceller:
         if asked is None or not known.issuperset(live):
             asked_s = now_s if asked is None else asked.asked_s
             at = wrapper.utc_text() if asked is None else asked.at
-            asked = CancelRecord(at=at, reason=reason, asked_s=asked_s, tree=known.union(live))
+            why = wrapper.readable(reason)[:_REASON_LENGTH]
+            asked = CancelRecord(at=at, reason=why, asked_s=asked_s, tree=known.union(live))
             directory.write_cancel(asked)
         if now_s - asked.asked_s >= start.stop_grace_s:
             self._kill(directory, start, asked, live)

@@ -1,9 +1,11 @@
 """What a process job says: the command, and where it runs."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from jobrunner.errors import SpecError
 
 
 class ProcessSpec(BaseModel):
@@ -53,3 +55,12 @@ class ProcessSpec(BaseModel):
                 msg = f"the environment variable {name!r} has a name or a value that no program can be given"
                 raise ValueError(msg)
         return env
+
+
+def check_spec(spec: dict[str, Any]) -> ProcessSpec:
+    """Return the spec as a `ProcessSpec`. Raises `SpecError` with one sentence, without any value of it."""
+    try:
+        return ProcessSpec.model_validate(spec)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise SpecError(f"The process job cannot be run as described: {wrong}.") from None

@@ -136,7 +136,7 @@ def _started(pid: int) -> int:
     return calendar.timegm(time.strptime(moment, "%a %b %d %H:%M:%S %Y"))
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Return a sentence that fits into a record and that any JSON reader accepts."""
     return text.encode("utf-8", "replace").decode()[:_MESSAGE_LENGTH]
 
@@ -194,7 +194,7 @@ def _record_end(order: Order, spare: str, *, status: int = 0, error: str | None 
     record = {
         "code": code if code >= 0 and error is None else None,
         "signal": -code if code < 0 else None,
-        "error": None if error is None else _readable(error),
+        "error": None if error is None else readable(error),
         "disk_full": _is_disk_full(directory),
         "at": utc_text(),
     }
@@ -237,7 +237,7 @@ def _result_of_other(directory: str) -> Result:
 
 def _answer(pipe: int, result: Result, message: str = "") -> None:
     try:
-        os.write(pipe, json.dumps({"result": result, "message": _readable(message)}).encode())
+        os.write(pipe, json.dumps({"result": result, "message": readable(message)}).encode())
     except BrokenPipeError:  # whoever submitted is gone; the record tells the rest
         pass
     os.close(pipe)

@@ -1,0 +1,1 @@
+"""Measurements of jobrunner, each beside the limit it is measured against: see docs/speed.md."""

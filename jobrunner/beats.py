@@ -1,0 +1,180 @@
+"""The beats of a runner: one thread, one held connection, one statement for all jobs that are due."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from jobrunner import statements
+from jobrunner.clock import monotonic_s
+from jobrunner.database import Database
+from jobrunner.errors import DatabaseError
+from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
+from jobrunner.hints import Hints, Wake
+from jobrunner.logs import get_logger
+from jobrunner.owned import OwnedJob
+
+log = get_logger(__name__)
+
+_CHUNK = 10_000  # rows a statement: a longer one holds its locks, and SQLite's only writer, for too long
+_IDLE_S = 60.0
+_CRASH_PAUSE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Group:
+    """The jobs of one heartrate: they share a rhythm."""
+
+    pacer: Pacer
+    last_good_s: float
+    jobs: dict[int, OwnedJob] = field(default_factory=dict)
+
+
+class Beats:
+    """Beats for all jobs of a runner, from a thread of its own.
+
+    A job whose poller or own step is behind its own schedule is left out: a beat means progress.
+    The callbacks are called on that thread: `on_flagged(ids)` for kill flags, `on_lost(job, why)`
+    for a job that is no longer ours, `on_beaten(jobs)` after a good beat.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        runner_id: str,
+        *,
+        on_flagged: Callable[[list[int]], None],
+        on_lost: Callable[[OwnedJob, str], None],
+        on_beaten: Callable[[list[OwnedJob]], None],
+    ) -> None:
+        self._database = database
+        self._grace = database.settings.grace_multiplier
+        self._beater = Beater(database, runner_id)
+        self._health = BeatHealth(database.settings.heartrate, self._grace)
+        self._on_flagged, self._on_lost, self._on_beaten = on_flagged, on_lost, on_beaten
+        self._groups: dict[float, _Group] = {}
+        self._lock = threading.Lock()
+        self._wake = Wake()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="jobrunner-beats", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more; returns when the thread has ended."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+        self._wake.close()
+
+    def add(self, owned: OwnedJob) -> None:
+        """Beat for a job from now on: claiming it was its first beat."""
+        with self._lock:
+            group = self._groups.get(owned.heartrate)
+            if group is None:
+                group = self._groups[owned.heartrate] = _Group(Pacer(owned.heartrate), monotonic_s())
+            group.jobs[owned.job_id] = owned
+        self._wake.set()
+
+    def remove(self, owned: OwnedJob) -> None:
+        """Beat no more for a job: before its terminal write, and when it is not ours any more."""
+        with self._lock:
+            group = self._groups.get(owned.heartrate)
+            if group is not None and group.jobs.pop(owned.job_id, None) is not None and not group.jobs:
+                del self._groups[owned.heartrate]
+
+    def is_fenced(self, owned: OwnedJob) -> bool:
+        """Whether no beat for this job succeeded for longer than its grace: it may be another's by now."""
+        with self._lock:
+            group = self._groups.get(owned.heartrate)
+            last_good_s = group.last_good_s if group is not None else 0.0
+        return monotonic_s() - last_good_s > owned.heartrate * self._grace
+
+    def _run(self) -> None:
+        hints = Hints(self._database, self._wake)
+        try:
+            while not self._stopping:
+                try:
+                    self._round(hints)
+                except Exception as error:  # the beat of all jobs must not end by one fault
+                    log.error("a round of beats went wrong", error=error, exc_info=True)
+                    threading.Event().wait(_CRASH_PAUSE_S)
+        finally:
+            self._beater.close()
+            hints.close()
+
+    def _round(self, hints: Hints) -> None:
+        with self._lock:
+            wait_s = min((group.pacer.remaining_s() for group in self._groups.values()), default=_IDLE_S)
+        if wait_s > 0:
+            hinted = hints.wait(wait_s)
+            if self._stopping:
+                return
+            if hinted:
+                self._ask_for_flags()
+        with self._lock:
+            due = [group for group in self._groups.values() if group.pacer.remaining_s() <= 0]
+            jobs = [owned for group in due for owned in group.jobs.values()]
+        if due:
+            self._beat(due, [owned for owned in jobs if _is_making_progress(owned)])
+
+    def _ask_for_flags(self) -> None:
+        try:
+            flagged = self._beater.flagged()
+        except DatabaseError as error:
+            self._health.failed(error)
+            return
+        if flagged:
+            self._on_flagged(flagged)
+
+    def _beat(self, due: Sequence[_Group], jobs: list[OwnedJob]) -> None:
+        sent_s = monotonic_s()
+        try:
+            for start in range(0, len(jobs), _CHUNK):
+                self._beat_for(jobs[start : start + _CHUNK])
+        except DatabaseError as error:
+            self._health.failed(error)
+            for group in due:
+                group.pacer.retry_soon()
+            return
+        if jobs:
+            self._health.succeeded(sent_s)
+        for group in due:
+            group.last_good_s = sent_s
+            group.pacer.keep_time()
+            if group.pacer.remaining_s() <= 0:  # a whole interval late: the rhythm goes on from here
+                group.pacer.restart()
+
+    def _beat_for(self, jobs: Iterable[OwnedJob]) -> None:
+        asked = {owned.job_id: owned for owned in jobs}
+        answers = self._beater.beat(list(asked))
+        beaten: list[OwnedJob] = []
+        flagged: list[int] = []
+        for answer in answers:
+            owned = asked.pop(answer.job_id)
+            if answer.claims != owned.claim.claims:
+                self._on_lost(owned, f"Job {owned.job_id} was claimed again by this runner.")
+                continue
+            beaten.append(owned)
+            if answer.kill_requested:
+                flagged.append(answer.job_id)
+        if asked:
+            self._judge(asked)
+        if flagged:
+            self._on_flagged(flagged)
+        if beaten:
+            self._on_beaten(beaten)
+
+    def _judge(self, silent: dict[int, OwnedJob]) -> None:
+        """Tell, for rows that did not come back, those that are only locked from those that are lost."""
+        with self._database.read() as connection:
+            rows = statements.look(connection, list(silent))
+        for job_id, owned in silent.items():
+            why = lost_because(owned.claim, rows.get(job_id))
+            if why is not None and not owned.over:
+                self._on_lost(owned, why)
+
+
+def _is_making_progress(owned: OwnedJob) -> bool:
+    return monotonic_s() <= owned.progress_by_s and owned.channel.is_making_progress()

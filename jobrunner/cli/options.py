@@ -1,0 +1,128 @@
+"""Options and arguments that several commands share."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)")
+
+
+class Duration(click.ParamType):
+    """A time such as 90s, 45m, 12h or 30d, as seconds greater than 0; a bare number is seconds."""
+
+    name = "duration"
+
+    def __init__(self, *, needs_unit: bool = False) -> None:
+        self._needs_unit = needs_unit
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        found = _DURATION.fullmatch(str(value).strip().lower())
+        if found is None or (self._needs_unit and not found[2]):
+            self.fail(f"{value!r} is no duration: give one such as 90s, 45m, 12h or 30d", param, ctx)
+        seconds = float(found[1]) * _UNITS_S[found[2] or "s"]
+        if not (math.isfinite(seconds) and seconds > 0):
+            self.fail(f"{value!r} must be more than 0", param, ctx)
+        return seconds
+
+
+class Grace(click.ParamType):
+    """How many heartrates a job may be silent: a number greater than 1."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        try:
+            grace = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number: give more than 1, such as 2.1", param, ctx)
+        if not (math.isfinite(grace) and grace > 1):
+            self.fail(
+                f"{value!r} heartrates would declare every job dead between two beats: give more than 1, such as 2.1",
+                param,
+                ctx,
+            )
+        return grace
+
+
+class Pair(click.ParamType):
+    """A name and a value, as NAME=VALUE."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the name and the value."""
+        if isinstance(value, tuple):
+            return value
+        name, separator, rest = str(value).partition("=")
+        if not separator or not name:
+            self.fail(f"{value!r} is no NAME=VALUE", param, ctx)
+        return name, rest
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json` to a command, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(command)
+
+
+def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Offer the newest jobs to the shell; nothing where the database cannot be asked."""
+    try:
+        from jobrunner import queries
+        from jobrunner.database import get_database
+
+        database = get_database()
+        with database.read() as connection:
+            rows = queries.listed(connection, database.settings.grace_multiplier, limit=50)
+    except Exception:  # noqa: BLE001  # a key press must never show an error
+        return []
+    return [
+        CompletionItem(str(row["id"]), help=f"{row['state']} {row['name'] or row['job_type']}")
+        for row in rows
+        if str(row["id"]).startswith(incomplete)
+    ]
+
+
+def complete_types(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """Offer the job types that are installed."""
+    from jobrunner import registry
+
+    return [name for name in registry.job_type_names() if name.startswith(incomplete)]
+
+
+JOB_ID = click.IntRange(min=1, max=2**63 - 1)
+"""A job's id, as both databases can hold it."""
+
+
+def job_type_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--job-type` to a command, as `job_types`; it may be given several times."""
+    return click.option(
+        "--job-type",
+        "job_types",
+        multiple=True,
+        metavar="TYPE",
+        shell_complete=complete_types,
+        help="Only jobs of this type; may be repeated.",
+    )(command)
+
+
+def ensure_known_types(connection: Any, job_types: Sequence[str]) -> None:
+    """Refuse a job type that is neither installed nor in the database. Raises `UsageError`."""
+    from jobrunner import queries, registry
+    from jobrunner.errors import UsageError
+
+    for job_type in job_types:
+        if job_type in registry.JOB_TYPES or queries.has_type(connection, job_type):
+            continue
+        installed = registry.job_type_names()
+        if job_type not in installed:
+            known = sorted({*installed, *queries.types(connection)})
+            raise UsageError(f"Nobody knows the job type {job_type!r}: known are {', '.join(known)}.")

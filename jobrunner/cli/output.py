@@ -1,0 +1,202 @@
+"""What goes out: data on standard output, words on standard error, and one live line at the bottom."""
+
+import datetime as dt
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+_lock = threading.RLock()
+_line_is_shown = False
+
+_GAP = 2
+_NARROWEST_LAST = 16
+
+
+def say(text: str) -> bool:
+    """Write a line of data to standard output; False when nobody reads it any more."""
+    with _lock:
+        _erase()
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer is flushed at exit, and must not raise once more.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return False
+    return True
+
+
+def say_json(value: Any) -> bool:
+    """Write a value as one line of JSON to standard output; False when nobody reads it any more."""
+    return say(json.dumps(value, default=_plain, ensure_ascii=False))
+
+
+def word(text: str) -> None:
+    """Say one line to the person at the terminal, on standard error."""
+    with _lock, suppress(OSError, ValueError):  # there may be nobody to tell
+        _erase()
+        sys.stderr.write(one_line(text) + "\n")
+        sys.stderr.flush()
+
+
+def live_line(text: str) -> None:
+    """Show a line at the bottom of the terminal, in place of the one before."""
+    global _line_is_shown  # noqa: PLW0603  # there is one terminal
+    with _lock, suppress(OSError, ValueError):
+        _erase()
+        sys.stderr.write(shortened(one_line(text), width_of_stderr() - 1))
+        sys.stderr.flush()
+        _line_is_shown = True
+
+
+def erase_live_line() -> None:
+    """Take the live line away."""
+    with _lock, suppress(OSError, ValueError):
+        _erase()
+
+
+def _erase() -> None:
+    global _line_is_shown  # noqa: PLW0603
+    if _line_is_shown:
+        _line_is_shown = False
+        with suppress(OSError, ValueError):
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+class _Words(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        word(f"jobrunner: {record.getMessage()}")
+
+
+def log_as_words() -> None:
+    """Show what jobrunner logs as warnings and worse, as words between the live line."""
+    logger = logging.getLogger("jobrunner")
+    if not logger.hasHandlers():
+        logger.addHandler(_Words(logging.WARNING))
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a person looks at this stream."""
+    try:
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def width_of_stderr() -> int:
+    """Return how many characters fit into a line of the terminal."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(20, int(os.environ["COLUMNS"]))
+    try:
+        return max(20, os.get_terminal_size(sys.stderr.fileno()).columns)
+    except (OSError, ValueError):
+        return 80
+
+
+def one_line(text: str) -> str:
+    """Return the text in one line, without what would steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def shortened(text: str, width: int) -> str:
+    """Return the text, cut off with an ellipsis where it is longer than `width`."""
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def row_as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as a dictionary that JSON can hold; times are ISO 8601 in UTC."""
+    return {key: _plain(value) if isinstance(value, dt.datetime) else value for key, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table. `drop`: the lowest number is left out first where the terminal is narrow; 0: never."""
+
+    head: str
+    drop: int = 0
+
+
+def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table: fitted to a terminal, its last column shortened; whole where it is piped."""
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    if is_terminal(sys.stdout):
+        _say_fitted(columns, cells, shutil.get_terminal_size().columns)
+        return
+    lines = [[column.head for column in columns], *cells]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    for line in lines:
+        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        if not say(padded.rstrip()):
+            return
+
+
+def _say_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    kept = _fitting(columns, rows, width)
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for index in kept:
+        is_last = index == len(columns) - 1
+        table.add_column(
+            columns[index].head, no_wrap=True, overflow="ellipsis" if is_last else "fold", ratio=1 if is_last else None
+        )
+    for row in rows:
+        table.add_row(*(_styled(row[index]) for index in kept))
+    Console(width=width, highlight=False).print(table)
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return the columns that fit beside a last one of a readable width."""
+    widths = [max(len(column.head), *(len(row[i]) for row in rows), 0) + _GAP for i, column in enumerate(columns)]
+    widths[-1] = min(widths[-1], _NARROWEST_LAST)
+    kept = list(range(len(columns)))
+    for index in sorted((i for i in kept if columns[i].drop), key=lambda i: columns[i].drop):
+        if sum(widths[i] for i in kept) <= width:
+            break
+        kept.remove(index)
+    return kept
+
+
+_STYLES = {"success": "green", "failed": "red", "killed": "yellow", "lost": "red", "running": "cyan"}
+
+
+def _styled(text: str) -> Any:
+    from rich.text import Text
+
+    style = "red" if text.startswith("silent") else _STYLES.get(text, "")
+    return Text(text, style=style)
+
+
+def say_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Write names and values below each other; on a terminal a long value goes on in its own column."""
+    if is_terminal(sys.stdout):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, _GAP, 0, 0))
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for name, value in pairs:
+            table.add_row(name, Text(one_line(value)))
+        Console(highlight=False).print(table)
+        return
+    longest = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        say(f"{name.ljust(longest)}  {one_line(value)}")

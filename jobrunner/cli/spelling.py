@@ -1,0 +1,71 @@
+"""How times and states are spelled for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobrunner.states import JobState
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in two units at most: `12s`, `5m03s`, `2h05m`, `3d04h`."""
+    whole = max(0, int(seconds))
+    if whole < _MINUTE_S:
+        return f"{whole}s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S}m{whole % _MINUTE_S:02}s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S}h{whole % _HOUR_S // _MINUTE_S:02}m"
+    return f"{whole // _DAY_S}d{whole % _DAY_S // _HOUR_S:02}h"
+
+
+def is_released(row: Mapping[str, Any]) -> bool:
+    """Whether the job's work goes on outside while no runner owns it."""
+    return row["state"] == JobState.QUEUED and row["external_id"] is not None
+
+
+def is_unattended(row: Mapping[str, Any]) -> bool:
+    """Whether the job needs somebody to act on a kill: its owner is silent, or was never replaced.
+
+    `row`: as from `queries.shown`.
+    """
+    if row["state"] == JobState.QUEUED:
+        return row["external_id"] is not None or row["submit_started_at"] is not None
+    return row["state"] == JobState.RUNNING and not row["alive"]
+
+
+def state(row: Mapping[str, Any]) -> str:
+    """Return the state in words: a queued job with an external id was released, and its work goes on."""
+    if is_released(row):
+        return "released, running outside"
+    return str(row["state"])
+
+
+def beat(row: Mapping[str, Any]) -> str:
+    """Return whether a running job beats, and how long ago it did: `alive 2s`, `silent 5m03s`."""
+    if row["state"] != JobState.RUNNING:
+        return ""
+    return f"{'alive' if row['alive'] else 'silent'} {duration(row['age_s'])}"
+
+
+def ago(seconds: float | None) -> str:
+    """Return how long ago something was; empty where it was not."""
+    return "" if seconds is None else f"{duration(seconds)} ago"
+
+
+def elapsed_s(row: Mapping[str, Any]) -> float | None:
+    """Return how long the job has run, or ran; None before its start."""
+    if row["start_date"] is None:
+        return None
+    if row["end_date"] is not None:
+        return float((row["end_date"] - row["start_date"]).total_seconds())
+    return float(row["running_s"])
+
+
+def ended(row: Mapping[str, Any]) -> str:
+    """Return how a job ended, in one line."""
+    took = elapsed_s(row)
+    after = "" if took is None else f" after {duration(took)}"
+    why = f": {row['message']}" if row["message"] else ""
+    return f"job {row['id']} {row['state']}{after}{why}"

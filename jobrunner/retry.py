@@ -1,0 +1,24 @@
+"""Back-off with jitter, for what is tried until it succeeds."""
+
+import asyncio
+import random
+
+
+class Retry:
+    """Pauses that double from `first_s` to `most_s` seconds, each shortened at random by up to a half."""
+
+    def __init__(self, *, first_s: float = 0.05, most_s: float = 30.0) -> None:
+        self.count = 0
+        self._first_s = first_s
+        self._most_s = most_s
+
+    def next_s(self) -> float:
+        """Return how long to wait before the next try."""
+        self.count += 1
+        # The exponent is bounded: after days of trying, 2 ** count would be a number of kilobytes.
+        whole_s: float = min(self._most_s, self._first_s * 2.0 ** min(self.count - 1, 30))
+        return whole_s * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, not a secret
+
+    async def pause(self, at_least_s: float | None = None) -> None:
+        """Wait before the next try, and no less than the other side asked for."""
+        await asyncio.sleep(max(self.next_s(), at_least_s or 0.0))

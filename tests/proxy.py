@@ -1,0 +1,101 @@
+"""A proxy before PostgreSQL's unix socket that can fall silent, cut, or refuse."""
+
+import selectors
+import socket
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_SOCKET_NAME = ".s.PGSQL.5432"
+
+
+class Proxy:
+    """Listens as a PostgreSQL in a directory of its own and passes on what it hears."""
+
+    def __init__(self, server_socket_dir: str) -> None:
+        self._server = str(Path(server_socket_dir) / _SOCKET_NAME)
+        self._directory = tempfile.TemporaryDirectory(prefix="proxy")  # short: a socket's path is limited
+        self.socket_dir = self._directory.name
+        self.is_silent = False
+        self.is_refusing = False
+        self.turns = 0
+        """How often a client spoke after the server had: the round trips."""
+        self._client_spoke_last = False
+        self._selector = selectors.DefaultSelector()
+        self._lock = threading.Lock()
+        self._closing = False
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(Path(self.socket_dir) / _SOCKET_NAME))
+        self._listener.listen(50)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._pass_on, name="proxy", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closing = True
+        self._thread.join()
+        self.cut()
+        self._selector.close()
+        self._listener.close()
+        self._directory.cleanup()
+
+    def cut(self) -> None:
+        """End every connection."""
+        with self._lock:
+            for key in list(self._selector.get_map().values()):
+                if key.fileobj is not self._listener:
+                    self._drop(key.fileobj)  # type: ignore[arg-type]
+
+    def _pass_on(self) -> None:
+        while not self._closing:
+            ready = self._selector.select(0.02)
+            with self._lock:
+                for key, _ in ready:
+                    if key.fileobj is self._listener:
+                        self._accept()
+                    elif not self.is_silent and key.fd in self._selector.get_map():
+                        self._carry(key.fileobj, key.data)  # type: ignore[arg-type]
+            if self.is_silent:
+                threading.Event().wait(0.02)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        if self.is_refusing:
+            client.close()
+            return
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(self._server)
+        except OSError:
+            server.close()
+            client.close()
+            return
+        self._selector.register(client, selectors.EVENT_READ, (server, True))
+        self._selector.register(server, selectors.EVENT_READ, (client, False))
+
+    def _carry(self, source: socket.socket, data: tuple[socket.socket, bool]) -> None:
+        target, from_client = data
+        try:
+            words = source.recv(1 << 16)
+            if words:
+                self.turns += from_client and not self._client_spoke_last
+                self._client_spoke_last = from_client
+                target.sendall(words)
+                return
+        except OSError:
+            pass
+        self._drop(source)
+
+    def _drop(self, end: socket.socket) -> None:
+        with suppress(KeyError, ValueError):
+            other = self._selector.get_key(end).data[0]
+            for each in (end, other):
+                with suppress(KeyError, ValueError):
+                    self._selector.unregister(each)
+                each.close()
