@@ -31,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="\n".join(f"  {name:8} {what}" for name, what in SUBJECTS.items()),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; everything without one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go; bench/results/ without it")
-    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds: a look, not a figure to quote")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the results go; bench/results/ without it"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rows and rounds: a look, not a figure to quote"
+    )
     given = parser.parse_args(arguments)
     unknown = set(given.names) - set(SUBJECTS)
     if unknown:

@@ -1,9 +1,7 @@
 """Where the benchmarks run: fresh databases in a temporary directory, and the bare drivers beside them."""
 
-import json
 import sqlite3
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,7 +34,9 @@ class Place:
         self.directory = Path()
 
     def __enter__(self) -> Self:
-        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="jobrunner-bench-")))
+        self.directory = Path(
+            self._stack.enter_context(tempfile.TemporaryDirectory(prefix="jobrunner-bench-"))
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,28 +118,32 @@ def bare_sqlite(database: Database) -> sqlite3.Connection:
 
 def fill(database: Database, count: int, *, state: str = "running", spec_bytes: int = 300) -> None:
     """Insert `count` jobs: running ones of `RUNNER`, or ended ones spread over the past year."""
-    spec = json.dumps({"command": "x" * spec_bytes})
     ended = state != "running"
     runner = "NULL" if ended else f"'{RUNNER}'"
     if database.is_sqlite:
         now = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
         past = "strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || (n % 31536000) || ' seconds')"
         series = f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count}) SELECT n FROM s)"
+        spec = f"json_object('command', hex(randomblob({spec_bytes // 2})))"
     else:
         now, past = "clock_timestamp()", "clock_timestamp() - make_interval(secs => n % 31536000)"
         series = f"generate_series(1, {count}) AS s(n)"
+        # Text that does not compress, as no real specification shrinks to nothing.
+        words = (
+            f"(SELECT string_agg(md5(n || ' ' || w), '') FROM generate_series(1, {spec_bytes // 32}) AS w)"
+        )
+        spec = f"jsonb_build_object('command', {words})"
     moment, end = (past, past) if ended else (now, "NULL")
-    values = (
-        f"CASE n % 3 WHEN 0 THEN 'ProcessMonitorJob' WHEN 1 THEN 'BatchMonitorJob' ELSE 'ArmadaMonitorJob' END, "
-        f"'job ' || (n % 1000), 'dag ' || (n % 100), '{state}', 30.0, {runner}, 1, 'host-' || (n % 50), "
-        f"{moment}, {end}, '{spec}', {moment}, {moment}"
+    statement = (
+        f"INSERT INTO job ({_COLUMNS}) SELECT CASE n % 3 WHEN 0 THEN 'ProcessMonitorJob' WHEN 1 THEN 'BatchMonitorJob' "
+        f"ELSE 'ArmadaMonitorJob' END, 'job ' || (n % 1000), 'dag ' || (n % 100), '{state}', 30.0, {runner}, 1, "
+        f"'host-' || (n % 50), {moment}, {end}, {spec}, {moment}, {moment} FROM {series}"
     )
     with database.write() as connection:
         if not database.is_sqlite:
             connection.exec_driver_sql("SET statement_timeout = 0")
-        connection.exec_driver_sql(f"INSERT INTO job ({_COLUMNS}) SELECT {values} FROM {series}".replace("%", "%%")
-                                   if not database.is_sqlite
-                                   else f"INSERT INTO job ({_COLUMNS}) SELECT {values} FROM {series}")
+            statement = statement.replace("%", "%%")  # psycopg reads a single one as a parameter
+        connection.exec_driver_sql(statement)
 
 
 def settle(database: Database) -> None:
@@ -149,4 +153,3 @@ def settle(database: Database) -> None:
             return  # SQLite plans without statistics unless somebody asks for them, and nobody does
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.exec_driver_sql("VACUUM ANALYZE job")
-    time.sleep(0.1)

@@ -53,11 +53,15 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the table."""
-        table = Table("subject", "what", "figure", "target", "", title="jobrunner bench", title_justify="left")
+        table = Table(
+            "subject", "what", "figure", "target", "", title="jobrunner bench", title_justify="left"
+        )
         last = ""
         for subject, row in self.rows:
             style = {None: "", True: "green", False: "bold red"}[row.ok]
-            table.add_row("" if subject == last else subject, row.what, row.figure, row.target, row.verdict, style=style)
+            table.add_row(
+                "" if subject == last else subject, row.what, row.figure, row.target, row.verdict, style=style
+            )
             last = subject
         console.print(table)
 

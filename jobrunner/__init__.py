@@ -71,6 +71,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("jobrunner")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'jobrunner' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

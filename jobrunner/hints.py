@@ -3,18 +3,21 @@
 A hint only says "look now"; the beat decides. So a lost hint costs at most one heartrate.
 """
 
+import math
 import os
 import select
 import sqlite3
+import time
 import uuid
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, func, make_url
+from sqlalchemy import select as sql_select
 
 from jobrunner.clock import monotonic_s
-from jobrunner.database import Database, translate
+from jobrunner.database import Database
+from jobrunner.deadline import connection_class
 from jobrunner.errors import DatabaseError
 from jobrunner.logs import get_logger
 
@@ -23,6 +26,8 @@ log = get_logger(__name__)
 KILL_CHANNEL = "jobrunner_kill"
 _ECHO_CHANNEL = "jobrunner_echo"
 _ECHO_S = 2.0
+_CONNECT_S = 2
+"""How long a connection for listening may take: the beat is waiting meanwhile."""
 _SQLITE_LOOK_S = 0.02
 _DEAF_LOOK_S = 1.0
 _MEND_S = 15.0
@@ -90,11 +95,17 @@ class Hints:
         self._ear.close()
 
 
-def _wait_readable(readers: list[Any], wake: Wake | None, timeout_s: float) -> bool:
+def _wait_readable(readers: list[int], wake: Wake | None, timeout_s: float) -> bool:
     """Wait; True when one of `readers` can be read, or `wake` was set (and then it is cleared)."""
-    every = readers if wake is None else [*readers, wake]
-    ready, _, _ = select.select(every, [], [], max(0.0, timeout_s))
-    if wake is not None and wake in ready:
+    every = readers if wake is None else [*readers, wake.fileno()]
+    if not every:
+        time.sleep(max(0.0, timeout_s))
+        return False
+    poll = select.poll()  # select() fails on a descriptor of 1024 or more
+    for reader in every:
+        poll.register(reader, select.POLLIN)
+    ready = [descriptor for descriptor, _ in poll.poll(max(0, math.ceil(timeout_s * 1000)))]
+    if wake is not None and wake.fileno() in ready:
         wake.clear()
     return bool(ready)
 
@@ -118,7 +129,8 @@ class _SqliteEar(_Ear):
     def wait(self, until_s: float, wake: Wake | None) -> bool:
         while True:
             version = self._ask()
-            changed, self._version = self._version is not None and version != self._version, version
+            # The first look hears what was set while nobody listened.
+            changed, self._version = version != self._version, version
             rest_s = until_s - monotonic_s()
             if changed or rest_s <= 0:
                 return changed
@@ -150,6 +162,9 @@ class _PostgresEar(_Ear):
         listen_url = database.settings.effective_listen_url
         self._url = make_url(listen_url) if listen_url else database.url
         self._connection: Any = None
+        self._word = b""
+        self._echo_until_s = math.inf
+        """Until when the echo may come; infinite once it came."""
 
     def wait(self, until_s: float, wake: Wake | None) -> bool:
         import psycopg
@@ -158,51 +173,50 @@ class _PostgresEar(_Ear):
             if self._connection is None:
                 self._connect()
                 return True  # what was set while nobody listened
-            if not _wait_readable([self._connection.fileno()], wake, until_s - monotonic_s()):
-                return False
-            return self._heard(KILL_CHANNEL)
+            limit_s = min(until_s, self._echo_until_s)
+            _wait_readable([self._connection.fileno()], wake, limit_s - monotonic_s())
+            heard = self._hear()
         except psycopg.Error as error:
             raise DatabaseError(str(error).strip()) from error
+        if monotonic_s() >= self._echo_until_s:
+            raise DatabaseError("no echo came: set listen_url to a direct connection, past any pooler")
+        return heard
 
     def _connect(self) -> None:
-        import psycopg
-
-        arguments: dict[str, Any] = self._url.translate_connect_args(username="user", database="dbname")
-        self._connection = psycopg.connect(
-            **(arguments | dict(self._url.query)),
-            autocommit=True,
-            connect_timeout=max(2, round(self._database.settings.connect_timeout_s)),
-            application_name="jobrunner listen",
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
+        _, arguments = self._database.engine.dialect.create_connect_args(self._url)
+        arguments.update(
+            {
+                "autocommit": True,
+                "connect_timeout": _CONNECT_S,
+                "application_name": "jobrunner listen",
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+            }
         )
+        self._connection = connection_class(self._database.settings.call_timeout_s).connect(**arguments)
         self._connection.execute(f"LISTEN {KILL_CHANNEL}")
         self._connection.execute(f"LISTEN {_ECHO_CHANNEL}")
         word = uuid.uuid4().hex
-        try:
-            with self._database.read() as connection:
-                connection.exec_driver_sql(
-                    "SELECT pg_notify(%(channel)s, %(word)s)", {"channel": _ECHO_CHANNEL, "word": word}
-                )
-        except SQLAlchemyError as error:
-            raise translate(error, self._database.shown_url) from error
-        until_s = monotonic_s() + _ECHO_S
-        while monotonic_s() < until_s:
-            _wait_readable([self._connection.fileno()], None, until_s - monotonic_s())
-            if self._heard(_ECHO_CHANNEL, word):
-                return
-        raise DatabaseError("no echo came: set listen_url to a direct connection, past any pooler")
+        with self._database.read() as connection:
+            connection.execute(sql_select(func.pg_notify(_ECHO_CHANNEL, word)))
+        self._word = word.encode()
+        self._echo_until_s = monotonic_s() + _ECHO_S
 
-    def _heard(self, channel: str, word: str | None = None) -> bool:
+    def _hear(self) -> bool:
+        """Take in what came, without waiting; True when a kill flag was among it."""
         wire = self._connection.pgconn
         wire.consume_input()
         heard = False
         while (note := wire.notifies()) is not None:
-            heard |= note.relname == channel.encode() and (word is None or note.extra == word.encode())
+            if note.relname == KILL_CHANNEL.encode():
+                heard = True
+            elif note.extra == self._word:
+                self._echo_until_s = math.inf
         return heard
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
+        self._echo_until_s = math.inf
         if connection is not None:
             connection.close()

@@ -14,7 +14,8 @@ from jobrunner.states import TERMINAL_STATES, JobState
 def most_recent(conn: Connection, job_types: Collection[str] | None) -> RowMapping | None:
     """Return the row of the most recent job of these types (None: of any), or None.
 
-    A running one before any other, by its latest heartbeat; else the one last ended or last queued.
+    A running one before any other, by its latest heartbeat; else the one last ended, or one that
+    waits and has the later heartbeat.
     """
     job, _ = tables()
     of_type = [] if job_types is None else [job.c.job_type.in_(job_types)]
@@ -23,8 +24,8 @@ def most_recent(conn: Connection, job_types: Collection[str] | None) -> RowMappi
     found = conn.execute(running).first()
     if found is None:
         ended = base.where(job.c.end_date.is_not(None)).order_by(job.c.end_date.desc())
-        queued = base.where(job.c.state == JobState.QUEUED).order_by(job.c.id.desc())
-        rest = [row for row in (conn.execute(ended).first(), conn.execute(queued).first()) if row is not None]
+        waiting = base.where(job.c.end_date.is_(None)).order_by(job.c.latest_heartbeat.desc())
+        rest = [row for query in (ended, waiting) for row in conn.execute(query)]
         if not rest:
             return None
         found = max(rest, key=lambda row: row.latest_heartbeat)

@@ -1,16 +1,18 @@
 """What several test modules need."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from sqlalchemy import event, make_url
 
 from jobrunner import statements
 from jobrunner.database import Database
+from jobrunner.models import BaseJob
 from jobrunner.statements import Claim, Owner, new_owner
 
 
@@ -80,3 +82,54 @@ def statements_of(database: Database) -> Iterator[list[str]]:
         yield sent
     finally:
         event.remove(database.engine, "before_cursor_execute", note)
+
+
+class CodeJob(BaseJob):
+    """A job whose code is a function of the test."""
+
+    kills = 0
+
+    def __init__(self, code: "Callable[[CodeJob], object]" = lambda _job: None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.code = code
+
+    def _execute(self) -> None:
+        self.code(self)
+
+    def on_kill(self) -> None:
+        self.kills += 1
+
+
+class Run:
+    """A job that runs in a thread of its own, and what came of it."""
+
+    def __init__(self, job: BaseJob) -> None:
+        self.job = job
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.job.run()
+        except BaseException as error:
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until(lambda: self.job._own is not None or not self._thread.is_alive())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+
+    def join(self) -> BaseException | None:
+        """Wait for the end and return the error that `run` raised."""
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return self.error
+
+
+def beat_for_ever(job: BaseJob) -> None:
+    """The code of a job that goes on until something ends it."""
+    while True:
+        job.heartbeat()

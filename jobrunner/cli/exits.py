@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import click
 
-from jobrunner.cli.output import word
+from jobrunner.cli.output import one_line, word
 from jobrunner.errors import (
     DatabaseError,
     JobKilled,
@@ -81,32 +81,31 @@ def tell(error: BaseException) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return ExitCode.USAGE
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        word("jobrunner: interrupted")
-        return ExitCode.INTERRUPTED
-    if isinstance(error, click.ClickException):
-        word(f"jobrunner: {_of_click(error)}")
-        return error.exit_code
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return ExitCode.SUCCESS  # whoever read our output has seen enough
-    if os.environ.get(DEBUG_VARIABLE):
+    if os.environ.get(DEBUG_VARIABLE) and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
+    sentence, code = _told(error)
+    word(f"jobrunner: {sentence}")
+    return code
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", ExitCode.INTERRUPTED
+    if isinstance(error, click.ClickException):
+        return _of_click(error), error.exit_code
     if isinstance(error, JobrunnerError):
-        word(f"jobrunner: {error}")
-        return code_of(error)
+        return str(error), code_of(error)
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
-        word(f"jobrunner: the system refused ({error.strerror or error}{place})")
-        return ExitCode.FAILED
-    word(
-        f"jobrunner: unexpected {type(error).__name__}: {error} "
-        f"(run it again with {DEBUG_VARIABLE}=1 to see the traceback)"
-    )
-    return ExitCode.FAILED
+        return f"the system refused ({error.strerror or error}{place})", ExitCode.FAILED
+    hint = f"run it again with {DEBUG_VARIABLE}=1 to see the traceback"
+    return f"unexpected {type(error).__name__}: {error} ({hint})", ExitCode.FAILED
 
 
 def _of_click(error: click.ClickException) -> str:
-    message = error.format_message().rstrip()
+    message = one_line(error.format_message()).rstrip(".")
     if message[-1:] not in {".", "?", "!"}:
         message += "."
     context = getattr(error, "ctx", None)

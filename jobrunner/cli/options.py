@@ -12,7 +12,7 @@ _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)")
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
     """A time such as 90s, 45m, 12h or 30d, as seconds greater than 0; a bare number is seconds."""
 
     name = "duration"
@@ -33,7 +33,7 @@ class Duration(click.ParamType):
         return seconds
 
 
-class Grace(click.ParamType):
+class Grace(click.ParamType):  # type: ignore[type-arg]
     """How many heartrates a job may be silent: a number greater than 1."""
 
     name = "number"
@@ -46,22 +46,24 @@ class Grace(click.ParamType):
             self.fail(f"{value!r} is no number: give more than 1, such as 2.1", param, ctx)
         if not (math.isfinite(grace) and grace > 1):
             self.fail(
-                f"{value!r} heartrates would declare every job dead between two beats: give more than 1, such as 2.1",
+                f"{value!r} would declare every job dead between two beats: give more than 1, such as 2.1",
                 param,
                 ctx,
             )
         return grace
 
 
-class Pair(click.ParamType):
+class Pair(click.ParamType):  # type: ignore[type-arg]
     """A name and a value, as NAME=VALUE."""
 
     name = "name=value"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
         """Return the name and the value."""
         if isinstance(value, tuple):
-            return value
+            return value  # converted before
         name, separator, rest = str(value).partition("=")
         if not separator or not name:
             self.fail(f"{value!r} is no NAME=VALUE", param, ctx)

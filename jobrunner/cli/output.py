@@ -112,7 +112,7 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
-def row_as_json(row: Mapping[str, Any]) -> dict[str, Any]:
+def row_as_json(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Return a row as a dictionary that JSON can hold; times are ISO 8601 in UTC."""
     return {key: _plain(value) if isinstance(value, dt.datetime) else value for key, value in row.items()}
 
@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table. `drop`: the lowest number is left out first where the terminal is narrow; 0: never."""
+    """One column of a table. `drop`: the lowest is left out first where there is no room; 0: never."""
 
     head: str
     drop: int = 0
@@ -154,7 +154,10 @@ def _say_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     for index in kept:
         is_last = index == len(columns) - 1
         table.add_column(
-            columns[index].head, no_wrap=True, overflow="ellipsis" if is_last else "fold", ratio=1 if is_last else None
+            columns[index].head,
+            no_wrap=True,
+            overflow="ellipsis" if is_last else "fold",
+            ratio=1 if is_last else None,
         )
     for row in rows:
         table.add_row(*(_styled(row[index]) for index in kept))
@@ -163,7 +166,9 @@ def _say_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the columns that fit beside a last one of a readable width."""
-    widths = [max(len(column.head), *(len(row[i]) for row in rows), 0) + _GAP for i, column in enumerate(columns)]
+    widths = [
+        max(len(column.head), *(len(row[i]) for row in rows), 0) + _GAP for i, column in enumerate(columns)
+    ]
     widths[-1] = min(widths[-1], _NARROWEST_LAST)
     kept = list(range(len(columns)))
     for index in sorted((i for i in kept if columns[i].drop), key=lambda i: columns[i].drop):

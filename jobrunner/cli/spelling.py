@@ -20,12 +20,12 @@ def duration(seconds: float) -> str:
     return f"{whole // _DAY_S}d{whole % _DAY_S // _HOUR_S:02}h"
 
 
-def is_released(row: Mapping[str, Any]) -> bool:
+def is_released(row: Mapping[Any, Any]) -> bool:
     """Whether the job's work goes on outside while no runner owns it."""
     return row["state"] == JobState.QUEUED and row["external_id"] is not None
 
 
-def is_unattended(row: Mapping[str, Any]) -> bool:
+def is_unattended(row: Mapping[Any, Any]) -> bool:
     """Whether the job needs somebody to act on a kill: its owner is silent, or was never replaced.
 
     `row`: as from `queries.shown`.
@@ -35,14 +35,14 @@ def is_unattended(row: Mapping[str, Any]) -> bool:
     return row["state"] == JobState.RUNNING and not row["alive"]
 
 
-def state(row: Mapping[str, Any]) -> str:
+def state(row: Mapping[Any, Any]) -> str:
     """Return the state in words: a queued job with an external id was released, and its work goes on."""
     if is_released(row):
         return "released, running outside"
     return str(row["state"])
 
 
-def beat(row: Mapping[str, Any]) -> str:
+def beat(row: Mapping[Any, Any]) -> str:
     """Return whether a running job beats, and how long ago it did: `alive 2s`, `silent 5m03s`."""
     if row["state"] != JobState.RUNNING:
         return ""
@@ -54,7 +54,7 @@ def ago(seconds: float | None) -> str:
     return "" if seconds is None else f"{duration(seconds)} ago"
 
 
-def elapsed_s(row: Mapping[str, Any]) -> float | None:
+def elapsed_s(row: Mapping[Any, Any]) -> float | None:
     """Return how long the job has run, or ran; None before its start."""
     if row["start_date"] is None:
         return None
@@ -63,7 +63,7 @@ def elapsed_s(row: Mapping[str, Any]) -> float | None:
     return float(row["running_s"])
 
 
-def ended(row: Mapping[str, Any]) -> str:
+def ended(row: Mapping[Any, Any]) -> str:
     """Return how a job ended, in one line."""
     took = elapsed_s(row)
     after = "" if took is None else f" after {duration(took)}"

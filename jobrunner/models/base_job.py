@@ -2,17 +2,19 @@
 
 import datetime as dt
 import time
+from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
 
 from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, Integer, String, Text, true
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import Mapped, Session, mapped_column, object_session
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Mapped, Session, mapped_column, object_session, validates
 from sqlalchemy.orm.attributes import set_committed_value
 
 from jobrunner import identity, queries, registry, statements
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.database import Base
-from jobrunner.errors import ENDED_BADLY, JobNotFound, NotOwner, UsageError, WaitTimeout
+from jobrunner.errors import ENDED_BADLY, DatabaseError, JobNotFound, NotOwner, UsageError, WaitTimeout
 from jobrunner.heartbeat import check_grace, check_rate
 from jobrunner.models.job_event import BigId, JobEvent
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, kill_message, run_code
@@ -24,7 +26,7 @@ from jobrunner.states import JobState
 FILLFACTOR = 50
 """Percent of a page that inserts fill on PostgreSQL: the rest lets a beat stay on its page (HOT)."""
 
-_Json = JSON().with_variant(JSONB(), "postgresql")
+_Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 class BaseJob(Base):
@@ -109,7 +111,7 @@ class BaseJob(Base):
     _own: OwnRun | None = None
 
     def __init_subclass__(cls, *, abstract: bool = False, job_type: str | None = None, **kwargs: Any) -> None:
-        """Map the subclass to the job type of its name; `abstract`: it has jobs only by its own subclasses."""
+        """Map the subclass to the job type of its name; `abstract`: only its own subclasses have jobs."""
         if "__mapper_args__" not in cls.__dict__:
             identity_ = (
                 {"polymorphic_abstract": True}
@@ -142,6 +144,12 @@ class BaseJob(Base):
             raise UsageError(f"A timeout of {timeout} s leaves no time to work: give seconds, more than 0.")
         self.timeout = timeout
         self.executor = executor
+
+    @validates("created_at", "start_date", "end_date", "latest_heartbeat", "kill_requested_at", "deadline_at")
+    def _is_aware(self, key: str, value: Any) -> Any:
+        if isinstance(value, dt.datetime) and value.tzinfo is None:
+            raise UsageError(f"The {key} {value} has no time zone: give an aware datetime, such as in UTC.")
+        return value
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.__dict__.get('id')} {self.__dict__.get('state')}>"
@@ -178,6 +186,8 @@ class BaseJob(Base):
         is set, `JobFailed` past the timeout, `ClaimLost` when the job is no longer this run's.
         """
         own = self._owned()
+        if own.verdict is not None:  # the code swallowed the error that said so
+            raise own.verdict
         if not own.wait_for_turn(only_if_necessary=only_if_necessary):
             return
         beaten = own.beat()
@@ -201,14 +211,16 @@ class BaseJob(Base):
         Raises `JobKilled`, or `NotOwner` where the job runs elsewhere: use `request_kill` then.
         """
         own = self._owned()
-        with reading(session) as connection:
-            row = statements.get(connection, self.id)
-        own.end_early(self, JobState.KILLED, kill_message(row))
+        message = "killed"
+        with suppress(DatabaseError, SQLAlchemyError, JobNotFound), reading(session) as connection:
+            message = kill_message(statements.get(connection, self.id))
+        own.end_early(self, JobState.KILLED, message)
 
     def _owned(self) -> OwnRun:
         if self._own is None:
             raise NotOwner(
-                f"{self!r} is not run by this process: call `run()` first, or `request_kill()` to end it elsewhere."
+                f"{self!r} is not run by this process: call `run()` first, "
+                "or `request_kill()` to end it elsewhere."
             )
         return self._own
 

@@ -2,15 +2,25 @@
 
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm.attributes import set_committed_value
 
 from jobrunner import statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
-from jobrunner.errors import ENDED_BADLY, ClaimLost, DatabaseError, JobNotFound, UsageError
+from jobrunner.errors import (
+    ENDED_BADLY,
+    ClaimLost,
+    DatabaseError,
+    JobEndedBadly,
+    JobNotFound,
+    JobrunnerError,
+    UsageError,
+)
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
 from jobrunner.hints import Hints
 from jobrunner.logs import get_logger
@@ -43,6 +53,8 @@ class OwnRun:
         self._deadline_s = None if left_s is None else monotonic_s() + left_s
         self.health = BeatHealth(heartrate, grace_multiplier)
         self.ended = False
+        self.verdict: JobrunnerError | None = None
+        """Why the run is over before its code is."""
         self.database = database
         self._pacer = Pacer(heartrate)
         self._beater = Beater(database, claim.runner_id)
@@ -56,11 +68,13 @@ class OwnRun:
             return True
         if only_if_necessary:
             return False
-        until_s = monotonic_s() + remaining_s
+        due_s = monotonic_s() + remaining_s
+        until_s = due_s if self._deadline_s is None else min(due_s, self._deadline_s)
         while (remaining_s := until_s - monotonic_s()) > 0:
             if self._hints.wait(remaining_s) and self._is_flagged():
                 return True
-        self._pacer.keep_time()
+        if until_s == due_s:
+            self._pacer.keep_time()
         return True
 
     @property
@@ -89,16 +103,19 @@ class OwnRun:
             self._pacer.retry_soon()
             return None
         if standing is not None:
-            self.ended = True
-            raise ClaimLost(standing)
+            raise self._over(ClaimLost(standing))
         if not beaten:  # locked by somebody: no verdict
             self._pacer.retry_soon()
             return None
         if beaten[0].claims != self.claim.claims:
-            self.ended = True
-            raise ClaimLost(f"Job {self.claim.job_id} was claimed again: this run no longer owns it.")
+            again = f"Job {self.claim.job_id} was claimed again: this run no longer owns it."
+            raise self._over(ClaimLost(again))
         self.health.succeeded(sent_s)
         return beaten[0]
+
+    def _over(self, verdict: JobrunnerError) -> JobrunnerError:
+        self.ended, self.verdict = True, verdict
+        return verdict
 
     def _look(self) -> str | None:
         job_id = self.claim.job_id
@@ -115,7 +132,9 @@ class OwnRun:
         while True:
             try:
                 with self.database.write() as connection:
-                    written = statements.end(connection, self.claim, state, message)
+                    if statements.end(connection, self.claim, state, message):
+                        return
+                    row = statements.look(connection, [self.claim.job_id]).get(self.claim.job_id)
                 break
             except DatabaseError as error:
                 if monotonic_s() > give_up_s:
@@ -127,16 +146,21 @@ class OwnRun:
                     said = True
             time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
             pause_s = min(2 * pause_s, 5.0)
-        if not written:
-            standing = self._look() or f"Job {self.claim.job_id} is not to be ended by this run."
-            raise ClaimLost(f"{standing} Its outcome here, {state}, was not written.")
+        ours = (state, self.claim.runner_id, self.claim.claims)
+        if row is not None and (row["state"], row["runner_id"], row["claims"]) == ours:
+            return  # an earlier try was written, and only its answer was lost
+        raise self._over(
+            ClaimLost(f"{lost_because(self.claim, row)} Its outcome here, {state}, was not written.")
+        )
 
     def end_early(self, job: "BaseJob", state: JobState, message: str) -> NoReturn:
         """End a job before its code does: `on_kill`, then the state, then the error that says so."""
         if not self.ended:
             call_on_kill(job)
             self.end(state, message)
-        raise ENDED_BADLY[state](f"Job {self.claim.job_id}: {message}.", job_id=self.claim.job_id)
+            self._over(ENDED_BADLY[state](f"Job {self.claim.job_id}: {message}.", job_id=self.claim.job_id))
+        assert self.verdict is not None
+        raise self.verdict
 
     def close(self) -> None:
         """Give the connections back."""
@@ -177,21 +201,22 @@ def run_code(job: "BaseJob") -> None:
             job.kill()
         job._execute()
     except SystemExit as error:
-        if error.code in {None, 0}:
+        if error.code is None or error.code == 0:
             _finish(job, own, JobState.SUCCESS, "done")
         else:
-            _finish_after(error, job, own, JobState.FAILED, f"exited with code {error.code}")
+            _finish_after(job, own, JobState.FAILED, f"exited with code {error.code}")
             raise
-    except KeyboardInterrupt as error:
-        _finish_after(error, job, own, JobState.KILLED, "interrupted from the keyboard")
+    except KeyboardInterrupt:
+        _finish_after(job, own, JobState.KILLED, "interrupted from the keyboard")
         raise
     except BaseException as error:
-        _finish_after(error, job, own, JobState.FAILED, f"{type(error).__name__}: {error}")
+        _finish_after(job, own, JobState.FAILED, f"{type(error).__name__}: {error}")
         raise
     else:
         _finish(job, own, JobState.SUCCESS, "done")
     finally:
         own.close()
+        job._own = None
 
 
 def _begin(job: "BaseJob") -> OwnRun:
@@ -218,17 +243,22 @@ def _begin(job: "BaseJob") -> OwnRun:
 
 
 def _finish(job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:
-    if not own.ended:  # a kill ended it already, and the code swallowed the error that said so
+    if not own.ended:
         own.end(state, message)
-    job.reload()
+        set_committed_value(job, "state", state)
+    with suppress(DatabaseError, JobNotFound):  # the outcome stands, whether it can be read now or not
+        job.reload()
+    if own.verdict is not None:  # the code swallowed the error that said so
+        raise own.verdict
 
 
-def _finish_after(error: BaseException, job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:
+def _finish_after(job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:
     """Write the outcome that an error means; the error itself is what the caller shall see."""
+    known = own.verdict
     try:
         _finish(job, own, state, message)
-    except (ClaimLost, DatabaseError, JobNotFound) as trouble:
-        if trouble is not error:
+    except (ClaimLost, DatabaseError, JobEndedBadly) as trouble:
+        if trouble is not known:
             log.warning("outcome not written", job=own.claim.job_id, state=state, error=trouble)
 
 

@@ -66,6 +66,8 @@ def reading(session: Session | None) -> Iterator[Connection]:
         with get_database().read() as connection:
             yield connection
     else:
+        if session.autoflush:  # as every query of the session itself does
+            session.flush()
         yield session.connection()
 
 

@@ -5,7 +5,17 @@ backend of your own must pass are in `jobrunner.testing.conformance`, which alon
 """
 
 from jobrunner.testing.faults import Call, Fault, Order
+from jobrunner.testing.jobs import MemoryMonitorJob, use_backend
 from jobrunner.testing.memory import MemoryBackend
 from jobrunner.testing.work import MemoryJob, Plan
 
-__all__ = ["Call", "Fault", "MemoryBackend", "MemoryJob", "Order", "Plan"]
+__all__ = [
+    "Call",
+    "Fault",
+    "MemoryBackend",
+    "MemoryJob",
+    "MemoryMonitorJob",
+    "Order",
+    "Plan",
+    "use_backend",
+]

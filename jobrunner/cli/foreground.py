@@ -1,0 +1,76 @@
+"""Running a job in the foreground: from its start to the exit code."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from jobrunner.cli.exits import CODE_OF_STATE, ExitCode, code_of, show_own_traceback, tell
+from jobrunner.cli.live import Live
+from jobrunner.cli.output import word
+from jobrunner.errors import JobEndedBadly, JobrunnerError, Released
+from jobrunner.states import JobState
+
+
+def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
+    """Run what watches a monitor job, say how it ended, and return the exit code."""
+    try:
+        run()
+    except Released as error:
+        live.finish()
+        word(f"job {live.job_id} is released: its work goes on, and nobody watches it.")
+        word(f"  to watch it again: jobrunner attach {live.job_id}")
+        word(f"  to kill it:        jobrunner kill {live.job_id}")
+        return code_of(error)
+    except JobEndedBadly as error:
+        if live.finish() is None:
+            word(f"jobrunner: {error}")
+        return code_of(error)
+    live.finish()
+    return ExitCode.SUCCESS
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as what ends a user's code just as Ctrl-C does."""
+
+
+def run_own_code(run: Callable[[], None], live: Live) -> int:
+    """Run a user's own job in this process, say how it ended, and return the exit code."""
+    try:
+        with _sigterm_as_interrupt():
+            run()
+    except JobrunnerError as error:
+        row = live.finish()
+        if row is None or not JobState(row["state"]).is_terminal:
+            return tell(error)
+        return code_of(error) if isinstance(error, JobEndedBadly) else _code_of(row["state"])
+    except KeyboardInterrupt as error:
+        live.finish()
+        return ExitCode.TERMINATED if isinstance(error, _Terminated) else ExitCode.INTERRUPTED
+    except SystemExit:
+        live.finish()
+        return ExitCode.FAILED
+    except Exception as error:  # his own code's: he has to see where it came from
+        if live.job_id is None:
+            raise
+        show_own_traceback(error)
+        live.finish()
+        return ExitCode.FAILED
+    row = live.finish()
+    return ExitCode.SUCCESS if row is None else _code_of(row["state"])
+
+
+def _code_of(state: JobState) -> int:
+    return CODE_OF_STATE.get(JobState(state), ExitCode.FAILED)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

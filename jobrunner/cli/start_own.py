@@ -1,0 +1,99 @@
+"""`jobrunner start MODULE:CLASS`: a job of the user's own class, in this process."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import click
+
+from jobrunner.cli.options import Pair, json_option
+
+
+@click.command("own")
+@click.option(
+    "--arg",
+    "arguments",
+    type=Pair(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument for the class; a value that is JSON is read as JSON. May be repeated.",
+)
+@json_option
+@click.pass_context
+def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], as_json: bool) -> int:
+    """Start a job of your own class, MODULE:CLASS, in this process.
+
+    The module is looked for in the working directory, too. Ctrl-C and SIGTERM end the job as killed.
+    """
+    from jobrunner import registry
+    from jobrunner.cli.foreground import run_own_code, watch_to_the_end
+    from jobrunner.cli.live import Live
+    from jobrunner.cli.output import log_as_words
+    from jobrunner.models import MonitorJob
+
+    path = ctx.info_name or ""
+    given = _parsed(arguments)
+    log_as_words()
+    job = _make(path, given)
+    is_watched = isinstance(job, MonitorJob)
+    # The output of code that runs in this process would tear a live line apart.
+    with Live(as_json=as_json, quiet=not is_watched) as live:
+        job.executor = registry.load_executor_class("LocalExecutor")(on_started=live.started)
+        if is_watched:
+            return watch_to_the_end(job.run, live)
+        if job.spec is None:
+            job.spec = {"class": path, "args": given}
+        return run_own_code(job.run, live)
+
+
+def _parsed(arguments: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    from jobrunner.errors import SpecError
+    from jobrunner.redaction import find_secret
+
+    given = {name: _value(text) for name, text in arguments}
+    secret = find_secret(given)
+    if secret is not None:
+        raise SpecError(
+            f"The argument {secret} looks like a secret, and everybody who reads the database would see it: "
+            "let the job read it from its environment."
+        )
+    return given
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        return text
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(word)  # NaN and Infinity are no JSON, and no database would take them
+
+
+def _make(path: str, given: dict[str, Any]) -> Any:
+    from jobrunner import registry
+    from jobrunner.errors import JobrunnerError, UsageError
+    from jobrunner.models import BaseJob
+
+    if os.getcwd() not in sys.path:  # noqa: PTH109  # the very text that sys.path holds
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        job_class = registry.load(path)
+    except JobrunnerError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"The module of {path!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(job_class, type) and issubclass(job_class, BaseJob)):
+        raise UsageError(f"{path!r} is no class of a job: derive it from jobrunner.models.BaseJob.")
+    try:
+        return job_class(**given)
+    except JobrunnerError:
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "no arguments"
+        raise UsageError(f"{path} cannot be made with {shown}: {type(error).__name__}: {error}") from error
