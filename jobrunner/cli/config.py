@@ -19,7 +19,7 @@ def config(*, as_json: bool) -> None:
     if as_json:
         say_json([{"setting": key, "value": value, "source": source} for key, value, source in rows])
     else:
-        say_table([Column("setting"), Column("value"), Column("source")], rows)
+        say_table([Column("setting"), Column("value", folds=True), Column("source", folds=True)], rows)
     try:
         word(f"The database is {mask_url(settings.effective_database_url)}")
     except SettingsError as error:

@@ -8,7 +8,7 @@ from types import FrameType
 from jobrunner.cli.exits import CODE_OF_STATE, ExitCode, code_of, show_own_traceback, tell
 from jobrunner.cli.live import Live
 from jobrunner.cli.output import word
-from jobrunner.errors import JobEndedBadly, JobrunnerError, Released
+from jobrunner.errors import ClaimLost, JobEndedBadly, JobrunnerError, Released
 from jobrunner.states import JobState
 
 
@@ -26,6 +26,11 @@ def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
         if live.finish() is None:
             word(f"jobrunner: {error}")
         return code_of(error)
+    except ClaimLost as error:
+        row = live.finish()
+        code = tell(error)
+        # Whoever took it may have seen its end: then that is the outcome.
+        return code if row is None else CODE_OF_STATE.get(JobState(row["state"]), code)
     live.finish()
     return ExitCode.SUCCESS
 

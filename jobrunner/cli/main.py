@@ -26,16 +26,16 @@ _COMMANDS = {
 
 
 class _Main(LazyGroup):
-    def main(self, args: Any = None, prog_name: str | None = None, *_args: Any, **extra: Any) -> NoReturn:
+    def main(self, args: Any = None, *_args: Any, **extra: Any) -> NoReturn:
         """Run a command and exit with its code; no error leaves it as a traceback."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(AttributeError, ValueError):  # a stream that a test put there
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        extra["standalone_mode"] = False
+        extra |= {"prog_name": "jobrunner", "standalone_mode": False}  # however it was called
         # The interpreter's last collection looks at every mapped class: a quarter of a short command's time.
         atexit.register(gc.freeze)
         try:
-            code = super().main(args, prog_name or "jobrunner", **extra)
+            code = super().main(args, **extra)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # it is told, in one sentence
             code = tell(error)
         sys.exit(code)
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="jobrunner")
+    main()

@@ -10,13 +10,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _lock = threading.RLock()
 _line_is_shown = False
 
 _GAP = 2
 _NARROWEST_LAST = 16
+_LEAST_REST = 8
 
 
 def say(text: str) -> bool:
@@ -104,7 +105,7 @@ def width_of_stderr() -> int:
 
 def one_line(text: str) -> str:
     """Return the text in one line, without what would steer a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text).strip()
+    return "".join(char if char.isprintable() else " " for char in text).rstrip()
 
 
 def shortened(text: str, width: int) -> str:
@@ -125,10 +126,15 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table. `drop`: the lowest is left out first where there is no room; 0: never."""
+    """One column of a table.
+
+    `drop`: the lowest is left out first where there is no room; 0: never. `folds`: a long value goes
+    on in the next line.
+    """
 
     head: str
     drop: int = 0
+    folds: bool = False
 
 
 def say_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -150,15 +156,16 @@ def _say_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     from rich.table import Table
 
     kept = _fitting(columns, rows, width)
+    widths = _widths(columns, rows)
+    rest = max(_LEAST_REST, width - sum(widths[index] for index in kept[:-1]))
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-    for index in kept:
-        is_last = index == len(columns) - 1
-        table.add_column(
-            columns[index].head,
-            no_wrap=True,
-            overflow="ellipsis" if is_last else "fold",
-            ratio=1 if is_last else None,
-        )
+    for index in kept[:-1]:
+        folds = columns[index].folds
+        least = None if folds else widths[index] - _GAP
+        table.add_column(columns[index].head, no_wrap=not folds, overflow="fold", min_width=least)
+    folds = columns[-1].folds
+    overflow: Literal["fold", "ellipsis"] = "fold" if folds else "ellipsis"
+    table.add_column(columns[-1].head, no_wrap=not folds, overflow=overflow, max_width=rest)
     for row in rows:
         table.add_row(*(_styled(row[index]) for index in kept))
     Console(width=width, highlight=False).print(table)
@@ -166,9 +173,7 @@ def _say_fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
     """Return the columns that fit beside a last one of a readable width."""
-    widths = [
-        max(len(column.head), *(len(row[i]) for row in rows), 0) + _GAP for i, column in enumerate(columns)
-    ]
+    widths = _widths(columns, rows)
     widths[-1] = min(widths[-1], _NARROWEST_LAST)
     kept = list(range(len(columns)))
     for index in sorted((i for i in kept if columns[i].drop), key=lambda i: columns[i].drop):
@@ -176,6 +181,13 @@ def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
             break
         kept.remove(index)
     return kept
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        max([len(column.head), *(len(row[index]) for row in rows)]) + _GAP
+        for index, column in enumerate(columns)
+    ]
 
 
 _STYLES = {"success": "green", "failed": "red", "killed": "yellow", "lost": "red", "running": "cyan"}

@@ -1,0 +1,144 @@
+"""The command line as a person has it: its own process, an empty directory, an embedded database."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+
+class Answer(NamedTuple):
+    """What a command answered."""
+
+    code: int
+    out: str
+    words: str
+
+    @property
+    def json(self) -> Any:
+        """Return the last line of the data."""
+        return json.loads(self.out.splitlines()[-1])
+
+    def says(self, *parts: str) -> bool:
+        """Whether each of these is among the words, and no traceback."""
+        assert "Traceback" not in self.words
+        missing = [part for part in parts if part not in self.words]
+        assert not missing, f"{missing} in {self.words!r}"
+        return True
+
+    def is_refused(self, *parts: str, code: int = 2) -> bool:
+        """Whether it was refused in one sentence, with this exit code, and without data."""
+        assert self.code == code, self
+        assert self.out == "", self
+        assert len(self.words.strip().splitlines()) == 1, self
+        assert self.words.startswith("jobrunner: "), self
+        return self.says(*parts)
+
+
+class CommandLine:
+    """Runs `jobrunner` in one directory, with one embedded database."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name not in {"COLUMNS", "PYTHONPATH"}},
+            "XDG_DATA_HOME": str(directory / "data"),
+            "JOBRUNNER_HEARTRATE": "1",
+        }
+        self.started: list[subprocess.Popen[str]] = []
+
+    @property
+    def database(self) -> Path:
+        return self.directory / "data" / "jobrunner" / "jobrunner.db"
+
+    def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Answer:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobrunner.cli.main", *arguments],
+            cwd=self.directory,
+            env=self.environment | environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def begin(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command and leave it running."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobrunner.cli.main", *arguments],
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def begin_job(self, *arguments: str) -> tuple["subprocess.Popen[str]", str]:
+        """Start a job and return its process and id, which is printed at once."""
+        process = self.begin("start", *arguments)
+        assert process.stdout is not None
+        word, job_id = process.stdout.readline().split()
+        assert word == "job"
+        return process, job_id
+
+    def until(self, job_id: str, column: str, value: Any) -> None:
+        """Wait until a job's column has this value; None: until it has any."""
+        import time
+
+        end_s = time.monotonic() + 30
+        while True:
+            found = self("show", job_id, "--json").json[column]
+            if found == value or (value is None and found is not None):
+                return
+            assert time.monotonic() < end_s, f"{column} stays {found!r}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def jobrunner(tmp_path: Path) -> Iterator[CommandLine]:
+    """The command line in an empty directory."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    line = CommandLine(directory)
+    yield line
+    for process in line.started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def own_jobs(jobrunner: CommandLine) -> CommandLine:
+    """The command line beside a module of a user's own jobs."""
+    (jobrunner.directory / "my_jobs.py").write_text(
+        "import time\n"
+        "from jobrunner.models import BaseJob\n"
+        "class Quick(BaseJob):\n"
+        "    def __init__(self, rows=1, label='', **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+        "        self.rows, self.label = rows, label\n"
+        "    def _execute(self):\n"
+        "        print(f'{self.rows!r} {self.label!r}', flush=True)\n"
+        "class Endless(BaseJob):\n"
+        "    def _execute(self):\n"
+        "        while True:\n"
+        "            self.heartbeat()\n"
+        "class Broken(BaseJob):\n"
+        "    def _execute(self):\n"
+        "        raise LookupError('no such table')\n"
+        "class Exits(BaseJob):\n"
+        "    def _execute(self):\n"
+        "        raise SystemExit(7)\n"
+        "class NoJob:\n"
+        "    pass\n"
+    )
+    return jobrunner

@@ -1,0 +1,327 @@
+"""list, show, wait, logs, check, config: what only asks."""
+
+import json
+import os
+import pty
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.cli.conftest import CommandLine
+
+_INSERT = (
+    "INSERT INTO job"
+    " (job_type, name, state, heartrate, latest_heartbeat, start_date, hostname, external_id, message) "
+    "VALUES (?, ?, ?, 10, datetime('now', ?), datetime('now', '-1 hour'), ?, ?, ?)"
+)
+
+
+def put(
+    jobrunner: CommandLine,
+    state: str,
+    *,
+    job_type: str = "ProcessMonitorJob",
+    name: str = "n",
+    beat: str = "-1 seconds",
+    hostname: str = "box",
+    external_id: str | None = None,
+    message: str = "",
+) -> None:
+    """Put a row into the database, as its table is."""
+    if not jobrunner.database.exists():
+        assert jobrunner("list").code == 0
+    with sqlite3.connect(jobrunner.database) as connection:
+        connection.execute(_INSERT, (job_type, name, state, beat, hostname, external_id, message))
+
+
+def on_terminal(jobrunner: CommandLine, columns: int, *arguments: str) -> str:
+    """Return what a command shows on a terminal of this width."""
+    main, side = pty.openpty()
+    environment = jobrunner.environment | {"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobrunner.cli.main", *arguments],
+        cwd=jobrunner.directory,
+        env=environment,
+        stdin=side,
+        stdout=side,
+        stderr=side,
+    )
+    os.close(side)
+    shown = b""
+    try:
+        while part := os.read(main, 65536):
+            shown += part
+    except OSError:  # the other side was closed: Linux says it so
+        pass
+    process.wait(timeout=30)
+    os.close(main)
+    return re.sub(r"\x1b\[[0-9;]*[mK]", "", shown.decode())
+
+
+# --- list and show ---------------------------------------------------------------------------------
+
+
+def test_an_empty_list_says_so(jobrunner: CommandLine) -> None:
+    answer = jobrunner("list")
+    assert (answer.code, answer.out, answer.words) == (0, "", "There are no jobs yet.\n")
+    assert jobrunner("list", "--json").json == []
+
+
+def test_the_list_shows_who_lives_who_is_silent_and_who_is_released(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running")
+    put(jobrunner, "running", beat="-5 minutes")
+    put(jobrunner, "queued", external_id="x")
+    put(jobrunner, "success", job_type="NobodyKnowsIt", message="a\nb\x1b[31m")
+    answer = jobrunner("list")
+    lines = answer.out.splitlines()
+    assert lines[0].split() == ["id", "type", "name", "state", "beat", "host", "started", "message"]
+    assert [line.split()[0] for line in lines[1:]] == ["4", "3", "2", "1"]
+    assert "NobodyKnowsIt" in lines[1]
+    assert "a b [31m" in lines[1]
+    assert "released, running outside" in lines[2]
+    assert "silent 5m0" in lines[3]
+    assert "alive " in lines[4]
+    assert answer.says("job 3", "deadline")
+    assert [row["alive"] for row in jobrunner("list", "--json").json] == [False, False, False, True]
+
+
+def test_the_list_is_narrowed_by_each_option(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", name="a")
+    put(jobrunner, "success", name="b", job_type="Other")
+    put(jobrunner, "failed", name="b")
+
+    def ids(*arguments: str) -> list[int]:
+        return [row["id"] for row in jobrunner("list", "--json", *arguments).json]
+
+    assert ids("--state", "success", "--state", "failed") == [3, 2]
+    assert ids("--job-type", "Other") == [2]
+    assert ids("--name", "b") == [3, 2]
+    assert ids("--since", "1h") == [3, 2, 1]
+    assert ids("--since", "2999-01-01T00:00:00Z") == []
+    assert ids("--since", "2001-01-01T00:00:00+02:00") == [3, 2, 1]
+    assert ids("--limit", "1") == [3]
+    assert jobrunner("list", "--limit", "1").says("more than 1")
+
+
+def test_show_has_every_column_the_events_and_the_children(jobrunner: CommandLine) -> None:
+    assert jobrunner("start", "process", "--poll-interval", "0.2", "--", "true").code == 0
+    put(jobrunner, "queued", name="child")
+    with sqlite3.connect(jobrunner.database) as connection:
+        connection.execute("UPDATE job SET parent_id = 1 WHERE id = 2")
+        columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(job)")}
+    shown = jobrunner("show", "1")
+    assert columns <= {line.split()[0] for line in shown.out.splitlines() if line.split()}
+    assert "alive  " in shown.out
+    assert "child" in shown.out
+    row = jobrunner("show", "1", "--json").json
+    assert columns <= set(row)
+    assert [event["to_state"] for event in row["events"]] == ["running", "success"]
+    assert [child["id"] for child in row["children"]] == [2]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_tables_fit_the_terminal(jobrunner: CommandLine, columns: int) -> None:
+    put(jobrunner, "running", name="import-orders", message="a long message " * 20)
+    shown = on_terminal(jobrunner, columns, "list")
+    lines = shown.splitlines()
+    assert max(len(line) for line in lines) <= columns
+    assert len(lines) == 2
+    assert all(word in shown for word in ("id", "running", "a long m", "…"))
+    assert max(len(line) for line in on_terminal(jobrunner, columns, "show", "1").splitlines()) <= columns
+    config = on_terminal(jobrunner, columns, "config")
+    assert "heartrate" in config
+    assert "default" in config
+
+
+def test_a_live_line_shows_the_state_and_the_beat(jobrunner: CommandLine) -> None:
+    shown = on_terminal(jobrunner, 60, "start", "process", "--poll-interval", "0.2", "--", "sleep", "1.5")
+    assert "job 1\r\n" in shown
+    assert "job 1  running  1s  beat " in shown
+    assert "job 1 success after " in shown.splitlines()[-1]
+
+
+# --- wait, logs, check -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "code"), [("success", 0), ("failed", 1), ("killed", 3), ("lost", 4)])
+def test_wait_exits_as_the_job_ended(jobrunner: CommandLine, state: str, code: int) -> None:
+    put(jobrunner, state, message="that is why")
+    assert jobrunner("wait", "1").code == code
+    answer = jobrunner("wait", "1", "--json")
+    assert (answer.code, answer.json["state"]) == (code, state)
+
+
+def test_wait_gives_up_after_its_timeout(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running")
+    assert jobrunner("wait", "1", "--timeout", "0.2").is_refused("still running after 0.2 s", code=5)
+
+
+def test_wait_says_when_nobody_watches(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", beat="-5 minutes")
+    answer = jobrunner("wait", "1", "--timeout", "0.2")
+    assert answer.code == 5
+    assert answer.says("job 1 is silent", "jobrunner attach 1")
+
+
+def test_wait_sees_the_end_of_a_job_that_runs_elsewhere(jobrunner: CommandLine) -> None:
+    process, job_id = jobrunner.begin_job(
+        "process", "--poll-interval", "0.2", "--", "sh", "-c", "sleep 1; exit 3"
+    )
+    assert jobrunner("wait", job_id).code == 1
+    process.communicate(timeout=30)
+
+
+def test_following_logs_prints_each_line_once_until_the_end(jobrunner: CommandLine) -> None:
+    script = "for i in 1 2 3; do echo line $i; sleep 0.6; done; printf unfinished"
+    process, job_id = jobrunner.begin_job("process", "--poll-interval", "0.2", "--", "sh", "-c", script)
+    followed = jobrunner("logs", job_id, "--follow")
+    process.communicate(timeout=30)
+    assert (followed.code, followed.out) == (0, "line 1\nline 2\nline 3\nunfinished\n")
+    lines = [json.loads(line) for line in jobrunner("logs", job_id, "--json").out.splitlines()]
+    assert [line["text"] for line in lines] == ["line 1", "line 2", "line 3", "unfinished"]
+
+
+def test_a_job_that_printed_nothing_gets_a_sentence(jobrunner: CommandLine) -> None:
+    assert jobrunner("start", "process", "--poll-interval", "0.2", "--", "true").code == 0
+    answer = jobrunner("logs", "1")
+    assert (answer.code, answer.out, answer.words) == (0, "", "Job 1 has printed nothing.\n")
+
+
+def test_the_logs_of_another_host_are_said_to_be_there(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", hostname="other", external_id="/x")
+    with sqlite3.connect(jobrunner.database) as connection:
+        connection.execute("UPDATE job SET host_id = 'elsewhere/boot/1', connection = 'process_default'")
+    assert jobrunner("logs", "1").is_refused("on other")
+
+
+def test_check_tells_by_its_exit_code(jobrunner: CommandLine) -> None:
+    answer = jobrunner("check")
+    assert (answer.code, answer.out, answer.words) == (1, "", "No job is alive.\n")
+    put(jobrunner, "running", hostname="box")
+    assert (jobrunner("check").code, jobrunner("check").out) == (0, "job 1 is alive\n")
+    assert jobrunner("check", "--json").json == {"ok": True, "alive": [1]}
+    assert jobrunner("check", "--hostname", "box").code == 0
+    assert jobrunner("check", "--hostname", "other").code == 1
+    assert jobrunner("check", "--local").code == 1
+    assert jobrunner("check", "--job-type", "ProcessMonitorJob").code == 0
+
+
+def test_check_wants_one_alive_unless_more_are_allowed(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", job_type="etl.Custom")
+    put(jobrunner, "running", job_type="etl.Custom")
+    answer = jobrunner("check", "--job-type", "etl.Custom")
+    assert answer.code == 1
+    assert answer.says("2 jobs are alive", "--allow-multiple")
+    assert jobrunner("check", "--job-type", "etl.Custom", "--allow-multiple").code == 0
+
+
+def test_check_judges_all_jobs_and_not_only_the_newest(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running")
+    for _ in range(5):
+        put(jobrunner, "running", beat="-1 hour")
+    assert jobrunner("check").code == 0
+
+
+def test_check_judges_by_the_grace_that_is_asked_for(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", beat="-30 seconds")
+    assert jobrunner("check").code == 1
+    assert jobrunner("check", "--grace-multiplier", "10").code == 0
+
+
+def test_config_tells_where_each_value_comes_from_and_masks_secrets(jobrunner: CommandLine) -> None:
+    answer = jobrunner("config", "--json", JOBRUNNER_CONNECTIONS__AIRBYTE_DEFAULT__CLIENT_SECRET="hush")
+    found = {row["setting"]: row for row in answer.json}
+    assert found["heartrate"] == {
+        "setting": "heartrate",
+        "value": "1",
+        "source": "environment JOBRUNNER_HEARTRATE",
+    }
+    assert found["grace_multiplier"]["source"] == "default"
+    assert "hush" not in answer.out + answer.words
+    assert jobrunner("config").says("jobrunner.db")
+
+
+# --- kill ------------------------------------------------------------------------------------------
+
+
+def test_kill_writes_nothing_where_one_id_is_wrong(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running")
+    assert jobrunner("kill", "1", "99").is_refused("no job 99")
+    assert jobrunner("show", "1", "--json").json["kill_requested_at"] is None
+
+
+def test_kill_sets_the_flag_of_each_job(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running")
+    put(jobrunner, "queued")
+    put(jobrunner, "success")
+    answer = jobrunner("kill", "1", "2", "3", "2", "--reason", "enough")
+    assert answer.code == 0
+    assert answer.out.splitlines()[0] == "job 1 running, kill requested"
+    assert "job 2 killed" in answer.out.splitlines()[1]
+    assert "already ended: job 3 success" in answer.out.splitlines()[2]
+    row = jobrunner("show", "1", "--json").json
+    assert (row["kill_reason"], row["kill_requested_by"] is not None) == ("enough", True)
+
+
+def test_kill_cancels_from_here_what_nobody_watches(jobrunner: CommandLine) -> None:
+    process, job_id = jobrunner.begin_job("process", "--", "sleep", "60")
+    jobrunner.until(job_id, "external_id", None)
+    process.kill()
+    process.communicate()
+    time.sleep(2.2)  # the beats of 1 s have to be missed
+    answer = jobrunner("kill", job_id)
+    assert answer.code == 0
+    assert answer.says("no runner now")
+    assert f"job {job_id} killed" in answer.out
+
+
+def test_kill_says_what_it_cannot_cancel_and_leaves_the_flag(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", job_type="NobodyKnowsIt", beat="-5 minutes")
+    answer = jobrunner("kill", "1")
+    assert answer.code == 1
+    assert answer.says("marked to be killed", "cannot be cancelled from here")
+    assert jobrunner("show", "1", "--json").json["kill_requested_at"] is not None
+
+
+# --- mistakes --------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[list[str], *tuple[str, ...]]] = {
+    "show of an unknown id": (["show", "9"], "no job 9", "jobrunner list"),
+    "show of no id": (["show", "x"], "ID", "'x'"),
+    "an id beyond all": (["show", "99999999999999999999"], "range"),
+    "a negative id": (["show", "--", "-1"], "range"),
+    "wait for an unknown id": (["wait", "9"], "no job 9"),
+    "a wrong timeout": (["wait", "1", "--timeout", "-1"], "no duration"),
+    "attach to an unknown id": (["attach", "9"], "no job 9"),
+    "kill without an id": (["kill"], "Missing argument"),
+    "kill of an unknown id": (["kill", "9"], "no job 9"),
+    "logs of an unknown id": (["logs", "9"], "no job 9"),
+    "an unknown state": (["list", "--state", "done"], "--state", "queued"),
+    "an unknown type in a list": (["list", "--job-type", "Nope"], "'Nope'", "ProcessMonitorJob"),
+    "an unknown type in a check": (["check", "--job-type", "Nope"], "'Nope'", "ProcessMonitorJob"),
+    "a limit of 0": (["list", "--limit", "0"], "--limit"),
+    "a wrong since": (["list", "--since", "yesterday"], "no duration"),
+    "a since without a unit": (["list", "--since", "5"], "no duration"),
+    "a broken time": (["list", "--since", "2026-13-01"], "no time"),
+    "a naive time": (["list", "--since", "2026-03-01T12:00:00"], "no time zone"),
+    "a grace of 1": (["check", "--grace-multiplier", "1"], "more than 1"),
+    "no grace": (["check", "--grace-multiplier", "x"], "no number"),
+    "an infinite grace": (["check", "--grace-multiplier", "inf"], "more than 1"),
+    "two hosts": (["check", "--local", "--hostname", "x"], "not both"),
+    "an unknown command": (["stop"], "No such command 'stop'", "jobrunner --help"),
+    "an unknown option": (["list", "--sate", "x"], "--sate"),
+    "no unit for pruning": (["db", "prune", "--older-than", "30"], "no duration"),
+    "nothing for pruning": (["db", "prune"], "--older-than"),
+    "an unknown revision": (["db", "upgrade", "zzz"], "zzz", "0001"),
+    "a downgrade that nobody confirms": (["db", "downgrade", "base"], "--yes"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(jobrunner: CommandLine, mistake: str) -> None:
+    arguments, *words = MISTAKES[mistake]
+    assert jobrunner(*arguments).is_refused(*words)
