@@ -47,7 +47,7 @@ def _measured(place: Place, spec_bytes: int, fillfactor: int, rounds: int, extra
             updates, hot = held.exec_driver_sql(counts).one()
             heap, indexes = held.exec_driver_sql(sizes).one()
             settings = held.exec_driver_sql(
-                "SELECT name, setting FROM pg_settings WHERE name LIKE 'autovacuum%%' OR name = 'shared_buffers'"
+                "SELECT name, setting FROM pg_settings WHERE name LIKE 'autovacuum%%'"
             ).all()
     share = hot / updates
     what = "with Airflow's index" if extra_index else f"fillfactor {fillfactor}"

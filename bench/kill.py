@@ -10,12 +10,30 @@ from typing import Any
 from bench.places import Place, bare_postgresql, bare_sqlite, kind, url_of
 from bench.report import Row
 from bench.timing import median, ms, percentile
+from jobrunner.backends.base import Backend
 from jobrunner.database import Database
 from jobrunner.errors import JobKilled
-from jobrunner.models import BaseJob
-from jobrunner.settings import configure, reset
+from jobrunner.models import BaseJob, MonitorJob
+from jobrunner.settings import ConnectionSettings, configure, reset
+from jobrunner.testing import MemoryBackend, Plan
 
 _IDLE_TARGET = 0.01  # of a core
+_OUTSIDE = MemoryBackend(plan=Plan())
+
+
+class WatchedJob(MonitorJob, job_type="bench.WatchedJob"):
+    """A monitor job whose work never ends by itself."""
+
+    backend_kind = "memory"
+
+    @classmethod
+    def make_backend(cls, connection: ConnectionSettings) -> Backend:  # noqa: ARG003
+        """Return the outside that all of them share."""
+        return _OUTSIDE
+
+    def on_kill(self) -> None:
+        """Note the moment."""
+        self.__dict__["killed_s"] = time.perf_counter()
 
 
 class WaitingJob(BaseJob, job_type="bench.WaitingJob"):
@@ -36,16 +54,19 @@ def measure(place: Place, *, quick: bool) -> Iterator[Row]:
         configure(database_url=url_of(database), heartrate=30.0)
         try:
             flag = _flag_by_plain_sql(database)
-            yield _latency(database, [_killed_after_s(flag) for _ in range(30 if quick else 200)])
-            yield _idle(database, flag, 3.0 if quick else 10.0)
+            for job_class, what in ((WaitingJob, "a job's own code"), (WatchedJob, "a runner")):
+                took = [_killed_after_s(job_class, flag) for _ in range(30 if quick else 200)]
+                yield _latency(f"{kind(database)}: plain UPDATE to on_kill, {what}, {len(took)} times", took)
+                idle = f"{kind(database)}: processor time of a process that waits, {what}"
+                yield _idle(idle, job_class, flag, 3.0 if quick else 10.0)
         finally:
             reset()
 
 
-def _latency(database: Database, took: list[float]) -> Row:
+def _latency(what: str, took: list[float]) -> Row:
     middle, late = median(took), percentile(took, 99)
     return Row(
-        f"{kind(database)}: plain UPDATE to on_kill, {len(took)} times",
+        what,
         f"median {ms(middle)}, p99 {ms(late)}, longest {ms(max(took))}",
         "< 50 ms, p99 < 150 ms",
         middle < 0.05 and late < 0.15,
@@ -53,8 +74,8 @@ def _latency(database: Database, took: list[float]) -> Row:
     )
 
 
-def _killed_after_s(flag: Callable[[int], None]) -> float:
-    job, thread = _start()
+def _killed_after_s(job_class: type[BaseJob], flag: Callable[[int], None]) -> float:
+    job, thread = _start(job_class)
     time.sleep(random.uniform(0.1, 0.2))  # it connects and listens; the flag then comes at any moment
     # Before it is sent: the time that the commit takes is in the figure.
     began = time.perf_counter()
@@ -63,8 +84,8 @@ def _killed_after_s(flag: Callable[[int], None]) -> float:
     return float(job.__dict__["killed_s"]) - began
 
 
-def _idle(database: Database, flag: Callable[[int], None], seconds: float) -> Row:
-    job, thread = _start()
+def _idle(what: str, job_class: type[BaseJob], flag: Callable[[int], None], seconds: float) -> Row:
+    job, thread = _start(job_class)
     time.sleep(0.5)
     began = time.process_time()
     time.sleep(seconds)
@@ -72,7 +93,7 @@ def _idle(database: Database, flag: Callable[[int], None], seconds: float) -> Ro
     flag(job.id)
     thread.join(30)
     return Row(
-        f"{kind(database)}: processor time of a process that waits, over {seconds:g} s",
+        f"{what}, over {seconds:g} s",
         f"{share:.2%} of a core",
         f"< {_IDLE_TARGET:.0%}",
         share < _IDLE_TARGET,
@@ -80,8 +101,8 @@ def _idle(database: Database, flag: Callable[[int], None], seconds: float) -> Ro
     )
 
 
-def _start() -> tuple[WaitingJob, threading.Thread]:
-    job = WaitingJob()
+def _start(job_class: type[BaseJob]) -> tuple[BaseJob, threading.Thread]:
+    job = job_class()
 
     def run() -> None:
         with suppress(JobKilled):
@@ -90,6 +111,8 @@ def _start() -> tuple[WaitingJob, threading.Thread]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while job.__dict__.get("id") is None:
+        if not thread.is_alive():
+            raise RuntimeError("the job did not start: its thread has said why")
         time.sleep(0.002)
     return job, thread
 

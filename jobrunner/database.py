@@ -3,11 +3,13 @@
 Every error of a driver leaves this module as a `DatabaseError` with one sentence.
 """
 
+import datetime as dt
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,9 @@ class Database:
         self.settings = settings
         self.url = _parse_url(settings.effective_database_url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.shown_url = mask_url(self.url.render_as_string(hide_password=True))
+        self.shown_url = mask_url(
+            self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True)
+        )
         self.engine = (
             _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
         )
@@ -234,7 +238,38 @@ def _postgres_engine(url: URL, settings: Settings) -> Engine:
             "PostgreSQL needs the extra `postgres`: run `pip install 'jobrunner[postgres]'`."
         ) from error
     put_deadline_on_calls(engine, settings.call_timeout_s)
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.adapters.register_loader("timestamptz", _tolerant_loader())
+
     return engine
+
+
+@cache
+def _tolerant_loader() -> Any:
+    """Return psycopg's loader of times, which yields for those that Python has not.
+
+    `kill_requested_at = 'infinity'`, written by any client, must not make every list an error.
+    """
+    import psycopg
+    from psycopg.adapt import Loader
+
+    class _TolerantLoader(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            loader = psycopg.adapters.get_loader(oid, psycopg.pq.Format.TEXT)
+            assert loader is not None
+            self._exact = loader(oid, context)
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._exact.load(data)
+            except psycopg.DataError:
+                is_past = bytes(data).startswith(b"-") or bytes(data).endswith(b"BC")
+                return dt.datetime(1970 if is_past else 9999, 1, 1, tzinfo=dt.UTC)
+
+    return _TolerantLoader
 
 
 _lock = threading.RLock()
@@ -252,7 +287,11 @@ def get_database() -> Database:
         if _current is not None and _current[0] == os.getpid() and _current[1] is settings:
             return _current[2]
         database = Database(settings)
-        _check_schema(database)
+        try:
+            _check_schema(database)
+        except BaseException:
+            database.dispose()
+            raise
         if _current is not None and _current[0] == os.getpid():
             _current[2].dispose()
         _current = (os.getpid(), settings, database)

@@ -127,9 +127,16 @@ class SubmitTooLate(BackendError):
     """The moment in which the job could safely be sent has passed; nothing was sent."""
 
 
-ENDED_BADLY: dict[JobState, type[JobEndedBadly]] = {
-    JobState.FAILED: JobFailed,
-    JobState.KILLED: JobKilled,
-    JobState.LOST: JobLost,
+_ENDS: dict[JobState, tuple[type[JobEndedBadly], str]] = {
+    JobState.FAILED: (JobFailed, "failed"),
+    JobState.KILLED: (JobKilled, "was killed"),
+    JobState.LOST: (JobLost, "was lost"),
 }
-"""The error for each state in which a job ends without success."""
+
+
+def error_of_end(job_id: int, state: JobState, message: str | None) -> JobEndedBadly | None:
+    """Return the error that says how a job ended without success; None for every other state."""
+    if state not in _ENDS:
+        return None
+    error, how = _ENDS[state]
+    return error(f"Job {job_id} {how}: {message}" if message else f"Job {job_id} {how}.", job_id=job_id)

@@ -1,16 +1,15 @@
-"""What a runner knows of each monitor job that it owns, and what an answer of the backend means."""
+"""What a runner knows of each monitor job that it owns."""
 
+import asyncio
+import datetime as dt
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import RowMapping
-
-from jobrunner.backends.base import Gone, Observation, Patience
-from jobrunner.clock import utcnow
-from jobrunner.models.own_run import kill_message
+from jobrunner.backends.base import Observation
 from jobrunner.statements import Claim
-from jobrunner.states import JobState, Phase
+from jobrunner.states import JobState
 
 if TYPE_CHECKING:
     from jobrunner.channel import Channel
@@ -18,6 +17,34 @@ if TYPE_CHECKING:
 
 KILL, DEADLINE = "kill", "deadline"
 """The causes for which a job's work is cancelled (`cancel_cause`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a job's row shows of its work outside."""
+
+    external_state: str | None = None
+    message: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, observation: Observation) -> Self:
+        """Return what an observation lets the row show."""
+        state = observation.external_state or None
+        return cls(state, observation.message or state, dict(observation.detail))
+
+    def unreadable(self, since: dt.datetime, message: str) -> "Shown":
+        """Return this with the word that nothing newer can be read."""
+        words = f"status unreadable since {since:%H:%M} UTC: {message}"
+        return Shown(self.external_state, words, self.detail)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of it that are to be written."""
+        return {
+            "external_state": self.external_state,
+            "message": self.message,
+            "detail": dict(self.detail) or None,
+        }
 
 
 @dataclass(slots=True, eq=False)
@@ -31,19 +58,29 @@ class OwnedJob:
     token: str
     external_id: str | None
     job: "MonitorJob"
+    ended: asyncio.Future[JobState]
+    """What `Runner.take` gave out: how it ended, or why it is no longer ours."""
+    good_s: float
+    """The moment before the last good beat for it was sent; the beating thread moves it."""
+    has_callback: bool = False
+    is_called_back: bool = False
     deadline_s: float = math.inf
     progress_by_s: float = math.inf
     """When its own step under way will have been completed (PROTOCOL 3); the poller has its own promise."""
-    cancel_cause: str | None = None
+    is_watched: bool = False
     kill_seen: bool = False
+    cancel_cause: str | None = None
+    cancelling: bool = False
     seen: bool = False
-    gone_since_s: float | None = None
+    gone_s: float = 0.0
+    """For how long, all in all, the backend has said that it does not know the job."""
+    gone_at_s: float | None = None
+    """When it said so, if that was its last word."""
     errors: int = 0
-    unreadable_since: str | None = None
-    written: tuple[Any, ...] = ()
-    """(external_state, message, detail) as the row has them."""
-    pending: Observation | None = None
-    writing: bool = False
+    unreadable_since: dt.datetime | None = None
+    shown: Shown | None = None
+    to_show: Shown | None = None
+    writer: "asyncio.Task[None] | None" = None
     concluding: bool = False
     over: bool = False
     """Ended, released or lost: nothing is done for it any more."""
@@ -53,54 +90,17 @@ class OwnedJob:
         """The row's id."""
         return self.claim.job_id
 
+    def was_seen(self) -> None:
+        """Take note that the backend knows the job."""
+        self.seen, self.gone_s, self.gone_at_s = True, 0.0, None
+        self.errors, self.unreadable_since = 0, None
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a job ends."""
-
-    state: JobState
-    message: str
-
-
-def verdict_of(observation: Observation, cancel_cause: str | None, row: RowMapping) -> Verdict:
-    """Return how a job ends whose work was seen to have ended.
-
-    Work that ended by itself before the cancellation has its true outcome; a cancellation that
-    nobody here wished is a failure, and says so.
-    """
-    said = observation.message or observation.external_state
-    if observation.phase is Phase.SUCCEEDED:
-        return Verdict(JobState.SUCCESS, said)
-    if observation.phase is Phase.FAILED:
-        return Verdict(JobState.FAILED, said)
-    if cancel_cause == KILL:
-        return Verdict(JobState.KILLED, f"{kill_message(row)} ({said})")
-    if cancel_cause is not None:
-        return Verdict(
-            JobState.FAILED,
-            f"{_OUT_OF_TIME.get(cancel_cause, cancel_cause)}, and the work was cancelled ({said})",
-        )
-    return Verdict(JobState.FAILED, f"cancelled outside, without any wish of ours ({said})")
-
-
-_OUT_OF_TIME = {DEADLINE: "the timeout has passed", "start_timeout": "it did not start in time"}
-
-
-def is_lost(owned: OwnedJob, gone: Gone, patience: Patience, now_s: float) -> Verdict | None:
-    """Count how long the backend has not known the job; a verdict when that is longer than its patience."""
-    if owned.gone_since_s is None:
-        owned.gone_since_s = now_s
-    waited_s = now_s - owned.gone_since_s
-    if gone.certain:
-        return Verdict(JobState.LOST, gone.reason)
-    if owned.seen and waited_s >= patience.vanish_s:
-        return Verdict(JobState.LOST, f"it was seen, and has been gone for {waited_s:.0f} s: {gone.reason}")
-    if not owned.seen and waited_s >= patience.appear_s:
-        return Verdict(JobState.LOST, f"it never appeared within {waited_s:.0f} s: {gone.reason}")
-    return None
-
-
-def unreadable(since: str | None, message: str) -> tuple[str, str]:
-    """Return (since, what the row says) while the status of a job cannot be read."""
-    since = since or f"{utcnow():%H:%M} UTC"
-    return since, f"status unreadable since {since}: {message}"
+    def settle(self, outcome: JobState | BaseException) -> None:
+        """Tell whoever gave the job to the runner, once."""
+        if self.ended.done():
+            return
+        if isinstance(outcome, JobState):
+            self.ended.set_result(outcome)
+        else:
+            self.ended.set_exception(outcome)
+            self.ended.exception()  # nobody has to listen: it was logged

@@ -1,14 +1,18 @@
 """Every question about jobs that changes nothing. They read rows, never entities."""
 
 import datetime as dt
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, select
+from sqlalchemy import Connection, RowMapping, Select, false, select, union_all
 
 from jobrunner.sqltypes import age_s, alive
 from jobrunner.statements import tables
 from jobrunner.states import TERMINAL_STATES, JobState
+
+_NEWEST = 3_000
+"""Rows in which a list looks first, newest of all: reading them takes about a millisecond."""
 
 
 def most_recent(conn: Connection, job_types: Collection[str] | None) -> RowMapping | None:
@@ -18,14 +22,17 @@ def most_recent(conn: Connection, job_types: Collection[str] | None) -> RowMappi
     waits and has the later heartbeat.
     """
     job, _ = tables()
-    of_type = [] if job_types is None else [job.c.job_type.in_(job_types)]
-    base = select(job.c.id, job.c.latest_heartbeat).where(*of_type).limit(1)
-    running = base.where(job.c.state == JobState.RUNNING).order_by(job.c.latest_heartbeat.desc())
+    base = select(job.c.id, job.c.latest_heartbeat).limit(1)
+    of_any = [] if job_types is None else [job.c.job_type.in_(job_types)]
+    running = base.where(job.c.state == JobState.RUNNING, *of_any).order_by(job.c.latest_heartbeat.desc())
     found = conn.execute(running).first()
     if found is None:
+        # Each type by itself: no index is ordered by the end over several of them.
+        of_each = [[]] if job_types is None else [[job.c.job_type == each] for each in job_types]
         ended = base.where(job.c.end_date.is_not(None)).order_by(job.c.end_date.desc())
         waiting = base.where(job.c.end_date.is_(None)).order_by(job.c.latest_heartbeat.desc())
-        rest = [row for query in (ended, waiting) for row in conn.execute(query)]
+        first = [select(query.where(*of).subquery()) for of in of_each for query in (ended, waiting)]
+        rest = conn.execute(union_all(*first)).all() if first else []
         if not rest:
             return None
         found = max(rest, key=lambda row: row.latest_heartbeat)
@@ -76,20 +83,73 @@ def listed(
     `since_s`, `since`: only jobs created within so many seconds, or since that time.
     """
     job, _ = tables()
-    statement = _judged(grace_multiplier)
-    if states:
-        statement = statement.where(job.c.state.in_([JobState(state) for state in states]))
-    if job_types:
-        statement = statement.where(job.c.job_type.in_(job_types))
-    if name is not None:
-        statement = statement.where(job.c.name == name)
-    if dag_id is not None:
-        statement = statement.where(job.c.dag_id == dag_id)
-    if since_s is not None:
-        statement = statement.where(age_s(job.c.created_at) <= since_s)
-    if since is not None:
-        statement = statement.where(job.c.created_at >= since)
-    return list(conn.execute(statement.order_by(job.c.id.desc()).limit(limit)).mappings().all())
+    of_states = [JobState(state) for state in sorted(set(states))]
+    wish = _Wish(of_states, job_types, name, dag_id, since_s, since)
+    ids: Any = None
+    if job_types or since_s is not None or since is not None:
+        ids = _ids_among_newest(conn, wish, limit)
+    if ids is None:
+        # The ids first, from an index alone where one serves; and each state by itself, because no
+        # index is ordered by id over several of them: a million rows would be walked, or sorted.
+        newest = [
+            select(job.c.id).where(*wish.of(job.c, each)).order_by(job.c.id.desc()).limit(limit).subquery()
+            for each in ([[state] for state in of_states] or [[]])
+        ]
+        found = [select(each.c.id) for each in newest]
+        ids = union_all(*found) if len(found) > 1 else found[0]
+    statement = _judged(grace_multiplier).where(job.c.id.in_(ids)).order_by(job.c.id.desc()).limit(limit)
+    return list(conn.execute(statement).mappings().all())
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Which jobs a list is of."""
+
+    states: Sequence[JobState]
+    job_types: Collection[str]
+    name: str | None
+    dag_id: str | None
+    since_s: float | None
+    since: dt.datetime | None
+
+    def of(self, columns: Any, states: Sequence[JobState]) -> list[Any]:
+        """Return the conditions on the table's columns, or on those of a subquery."""
+        wishes = [
+            (columns.state.in_(states), states),
+            (columns.job_type.in_(self.job_types), self.job_types),
+            (columns.name == self.name, self.name is not None),
+            (columns.dag_id == self.dag_id, self.dag_id is not None),
+            (~self.is_older(columns), True),
+        ]
+        return [condition for condition, is_wished in wishes if is_wished]
+
+    def is_older(self, columns: Any) -> Any:
+        """Return the condition that a job was created before the time from which on they are listed."""
+        if self.since_s is not None:
+            return age_s(columns.created_at) > self.since_s
+        return columns.created_at < self.since if self.since is not None else false()
+
+
+def _ids_among_newest(conn: Connection, wish: _Wish, limit: int) -> list[int] | None:
+    """Return the ids where the newest rows hold the whole answer; else None.
+
+    What is asked for is mostly there, and nothing indexes `created_at`, nor a type's ids.
+    """
+    job, _ = tables()
+    newest = select(job).order_by(job.c.id.desc()).limit(_NEWEST).subquery()
+    reaches_back = select(newest.c.id).where(wish.is_older(newest.c)).limit(1)
+    ids = (
+        conn.execute(
+            select(newest.c.id)
+            .where(*wish.of(newest.c, wish.states))
+            .order_by(newest.c.id.desc())
+            .limit(limit)
+        )
+        .scalars()
+        .all()
+    )
+    # Ids follow creation: beyond a row that is too old there are only older ones.
+    return list(ids) if len(ids) == limit or conn.execute(reaches_back).first() is not None else None
 
 
 def shown(conn: Connection, job_id: int, grace_multiplier: float) -> RowMapping | None:

@@ -145,7 +145,8 @@ def _in_sqlite(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(age_s, "postgresql")
 def _age_postgresql(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
     (when,) = _arguments(element, compiler, **kw)
-    return f"extract(epoch FROM clock_timestamp() - {when})::double precision"
+    # Not extract(): it works in numeric, and judging 10,000 rows takes half as long again.
+    return f"date_part('epoch', clock_timestamp() - {when})"
 
 
 @compiles(age_s, "sqlite")

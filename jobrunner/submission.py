@@ -4,20 +4,22 @@ A submission whose answer is not known is never repeated: the backend first prov
 After a crash or a pause at any step there is one external job, or a `failed` row that names the doubt.
 """
 
-import asyncio
 import datetime as dt
 import uuid
 from typing import TYPE_CHECKING
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements
-from jobrunner.backends.base import Absent, Found, sending_until
+from jobrunner.backends.base import Absent, Found, Unsure, sending_until
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import SubmitRejected, SubmitTooLate, Throttled
+from jobrunner.errors import BackendError, SubmitRejected, Throttled
+from jobrunner.heartbeat import lost_because
 from jobrunner.logs import get_logger
-from jobrunner.owned import OwnedJob, Verdict
+from jobrunner.outcome import Verdict
+from jobrunner.owned import OwnedJob
 from jobrunner.retry import Retry
+from jobrunner.statements import Claim
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ SEND_WITHIN_S = 10.0
 """How long after the intent was stored a request may still leave: see `backends.base.ensure_in_time`."""
 
 _SLACK_S = 15.0  # beyond a call's own deadline, for the database's part of a step
+_THROTTLED_S = 60.0  # the longest that Retry adds to what the other side asked for
 
 
 class _Submission:
@@ -46,51 +49,48 @@ class _Submission:
 
     async def run(self) -> Verdict | None:
         retry = Retry(first_s=0.2)
-        while not (self._owned.over or self._runner.is_stopping):
+        while not self._is_over():
             # A beat means progress: this step is late when it takes longer than its call may.
             self._owned.progress_by_s = monotonic_s() + 2 * self._owned.channel.patience.call_s + _SLACK_S
             try:
                 verdict = await (self._find() if self._in_doubt else self._submit())
             except Throttled as error:
-                self._owned.progress_by_s += (error.retry_after_s or 0.0) + 60.0
-                await retry.pause(error.retry_after_s)
+                asked_s = error.retry_after_s or 0.0
+                self._owned.progress_by_s += asked_s + _THROTTLED_S
+                await self._runner.pause(max(asked_s, retry.next_s()))
                 continue
             if verdict is not None or self._owned.external_id is not None:
                 return verdict
-            await retry.pause()
+            await self._runner.pause(retry.next_s())
         return None
+
+    def _is_over(self) -> bool:
+        return self._owned.over or self._runner.is_stopping
 
     async def _submit(self) -> Verdict | None:
         early = self._not_wanted()
         if early is not None:
             return early
-        owned, backend = self._owned, self._owned.channel.backend
-        begun_s = monotonic_s()
-        started_at = await self._runner.persist(
-            statements.begin_submit, owned.claim, owned.token, self._host_id
-        )
+        owned, channel = self._owned, self._owned.channel
+        begun_s, started_at = await self._runner.persist(_begin, owned.claim, owned.token, self._host_id)
         if started_at is None:
             return await self._why_not_begun()
         self._started_at = started_at
         try:
             with sending_until(begun_s + SEND_WITHIN_S):
-                async with asyncio.timeout(owned.channel.patience.call_s):
-                    external_id = await backend.submit(self._spec, owned.token)
+                external_id = _checked_id(await channel.ask(channel.backend.submit(self._spec, owned.token)))
         except SubmitRejected as error:
             return Verdict(JobState.FAILED, f"not accepted: {error}")
         except Throttled:
             raise
-        except SubmitTooLate as error:
-            self._doubt(error)
         except Exception as error:  # noqa: BLE001  # whatever else it was: the job may have been made
-            self._doubt(error)
-        else:
-            await self._record(external_id)
+            self._in_doubt = True
+            told = f"{type(error).__name__}: {error}"
+            log.warning("submission in doubt", job=owned.job_id, error=told)
+            return None
+        if not await self._record(external_id):
+            await self._undo(external_id)
         return None
-
-    def _doubt(self, error: Exception) -> None:
-        self._in_doubt = True
-        log.warning("submission in doubt", job=self._owned.job_id, error=f"{type(error).__name__}: {error}")
 
     def _not_wanted(self) -> Verdict | None:
         if self._owned.kill_seen:
@@ -100,58 +100,58 @@ class _Submission:
         return None
 
     async def _why_not_begun(self) -> Verdict | None:
+        """Learn what the row says now: somebody, or a write of ours whose answer was lost, changed it."""
         owned = self._owned
         row = await self._runner.persist(statements.get_or_none, owned.job_id)
-        if row is not None and row["submit_token"] == owned.token and row["external_id"] is not None:
-            owned.external_id = row["external_id"]  # a slow submitter recorded it just now
-        elif row is not None and row["kill_requested_at"] is not None:
-            owned.kill_seen = True
+        if row is None or lost_because(owned.claim, row) is not None:
+            return None  # the next beat says so
+        owned.token, self._started_at = row["submit_token"], row["submit_started_at"]
+        owned.external_id = row["external_id"]  # a slow submitter may have recorded it just now
+        owned.kill_seen = owned.kill_seen or row["kill_requested_at"] is not None
         return self._not_wanted() if owned.external_id is None else None
 
-    async def _record(self, external_id: str) -> None:
-        """Store the answer, whoever owns the job by now; where it has another id, take ours back."""
+    async def _record(self, external_id: str) -> bool:
+        """Store the answer, whoever owns the job by now; False: the row does not want it."""
         owned = self._owned
-        if not external_id:
-            self._doubt(ValueError("the backend returned an empty id"))
-            return
-        stored = await self._runner.persist(
+        recorded = await self._runner.persist(
             statements.record_submitted, owned.job_id, owned.token, external_id
         )
-        if stored:
+        if recorded:
             owned.external_id = external_id
+        self._in_doubt = not recorded  # then the next beat says that the job is not ours
+        return recorded
+
+    async def _undo(self, external_id: str) -> None:
+        """Take back a job that we made too late, unless it is the very one that the row speaks of."""
+        job_id = self._owned.job_id
+        row = await self._runner.persist(statements.get_or_none, job_id)
+        if row is not None and row["external_id"] == external_id:
             return
-        log.warning("a late submission is taken back", job=owned.job_id, external_id=external_id)
-        await owned.channel.cancel(external_id, "submitted late: another runner has this job")
-        self._in_doubt = True  # until the next beat says that the job is not ours
+        log.warning("a late submission is taken back", job=job_id, external_id=external_id)
+        await self._owned.channel.take_back(external_id, "submitted late: another runner has this job")
 
     async def _find(self) -> Verdict | None:
-        owned = self._owned
+        owned, channel = self._owned, self._owned.channel
         since = self._started_at or self._created_at
         try:
-            async with asyncio.timeout(owned.channel.patience.call_s):
-                found = await owned.channel.backend.find(self._spec, owned.token, since)
+            found = _checked_proof(await channel.ask(channel.backend.find(self._spec, owned.token, since)))
         except Throttled:
             raise
         except Exception as error:  # noqa: BLE001  # no answer: it is asked again
-            log.warning(
-                "cannot tell yet what became of a submission",
-                job=owned.job_id,
-                error=f"{type(error).__name__}: {error}",
-            )
+            told = f"{type(error).__name__}: {error}"
+            log.warning("cannot tell yet what became of a submission", job=owned.job_id, error=told)
             return None
         if isinstance(found, Found):
             await self._record(found.external_id)
         elif isinstance(found, Absent):
             await self._start_anew()
-        elif found.retry_at is None:
-            if self._started_at is not None:
-                return Verdict(
-                    JobState.FAILED,
-                    f"{found.reason}: look for it outside before you start it again (token {owned.token})",
-                )
+        elif found.retry_at is not None:
+            await self._wait_until(found.retry_at)
+        elif self._started_at is None:
             self._in_doubt = False  # nobody ever recorded that he began
         else:
-            await self._wait_until(found.retry_at)
+            doubt = f"{found.reason}: look for it outside before you start it again (token {owned.token})"
+            return Verdict(JobState.FAILED, doubt)
         return None
 
     async def _start_anew(self) -> None:
@@ -168,12 +168,26 @@ class _Submission:
         now = await self._runner.persist(statements.now)
         wait_s = max(0.0, (retry_at - now).total_seconds())
         self._owned.progress_by_s += wait_s
-        until_s = monotonic_s() + wait_s
-        # The loss of the claim and the wish to stop come from elsewhere: they are looked at, too.
-        while (left_s := until_s - monotonic_s()) > 0 and not (  # noqa: ASYNC110
-            self._owned.over or self._runner.is_stopping
-        ):
-            await asyncio.sleep(min(left_s, 0.5))
+        await self._runner.pause(wait_s)
+
+
+def _begin(
+    connection: Connection, claim: Claim, token: str, host_id: str | None
+) -> tuple[float, dt.datetime | None]:
+    """Store the intent; return the moment before it was stored, and when that was by the database."""
+    return monotonic_s(), statements.begin_submit(connection, claim, token, host_id)
+
+
+def _checked_id(answer: object) -> str:
+    if not isinstance(answer, str) or not answer:
+        raise BackendError(f"the backend answered with {answer!r:.200}, which is no id")
+    return answer
+
+
+def _checked_proof(answer: object) -> Found | Absent | Unsure:
+    if not isinstance(answer, (Found, Absent, Unsure)):
+        raise BackendError(f"the backend answered with {answer!r:.200}, which proves nothing")
+    return answer
 
 
 async def submit(runner: "Runner", owned: OwnedJob, row: RowMapping) -> Verdict | None:

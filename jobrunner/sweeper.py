@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements
 from jobrunner.clock import monotonic_s
+from jobrunner.errors import UsageError
+from jobrunner.settings import get_settings
 from jobrunner.statements import Claim, Owner, Sighting
+
+if TYPE_CHECKING:
+    from jobrunner.models import MonitorJob
 
 _LEAST_GAP_S = 3.0
 
@@ -46,6 +52,20 @@ class StandStill:
     def restart(self) -> None:
         """Forget all counts: our own view of the database was interrupted."""
         self._counts.clear()
+
+
+def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
+    """Refuse, before it is claimed, a job that this process cannot serve.
+
+    `host_id`: the host that its work is bound to. Raises `SettingsError` where its connection is not
+    configured here, `UsageError` where only another host can see its process.
+    """
+    get_settings().connection(job.connection, job.backend_kind)
+    if not identity.can_serve(host_id):
+        raise UsageError(
+            f"Job {job.id} runs on {job.hostname}, and only there can its process be seen: "
+            f"run `jobrunner attach {job.id}` on that host."
+        )
 
 
 def claim(connection: Connection, row: RowMapping, owner: Owner, orphan: Sighting | None) -> Claim | None:

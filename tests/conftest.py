@@ -87,13 +87,21 @@ def _upgrade(url: str) -> None:
     database.dispose()
 
 
+@pytest.fixture(scope="session")
+def _wiped_databases() -> list[str]:
+    return []
+
+
 @pytest.fixture
-def postgres_url(postgres: Postgres, _postgres_template: str) -> Iterator[str]:
+def postgres_url(postgres: Postgres, _postgres_template: str, _wiped_databases: list[str]) -> Iterator[str]:
     """A fresh PostgreSQL database with the schema; at the end nobody may be connected to it."""
-    name = postgres.create(_postgres_template)
+    name = _wiped_databases.pop() if _wiped_databases else postgres.create(_postgres_template)
     yield postgres.url(name)
     _forget()
-    postgres.drop(name)
+    if postgres.wipe(name):
+        _wiped_databases.append(name)
+    else:
+        postgres.drop(name)
 
 
 @pytest.fixture

@@ -25,4 +25,8 @@ def test_a_running_job_may_be_adopted_released_or_end() -> None:
 
 
 def test_a_phase_is_final_when_the_outside_work_has_ended() -> None:
-    assert {phase for phase in Phase if phase.is_final} == set(FINAL_PHASES) == set(Phase) - {"waiting", "running"}
+    assert (
+        {phase for phase in Phase if phase.is_final}
+        == set(FINAL_PHASES)
+        == set(Phase) - {"waiting", "running"}
+    )

@@ -72,7 +72,7 @@ def _code_of(state: JobState) -> int:
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated
+        raise _Terminated("stopped by SIGTERM")
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -4,13 +4,14 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 from sqlalchemy import RowMapping
 
-from jobrunner import identity, statements
+from jobrunner import statements
 from jobrunner.database import Database, get_database
-from jobrunner.errors import ENDED_BADLY, DatabaseError, Released, UsageError
+from jobrunner.errors import DatabaseError, JobNotFound, Released, UsageError, error_of_end
 from jobrunner.logs import get_logger
 from jobrunner.models import MonitorJob
 from jobrunner.models.base_job import object_of
@@ -18,11 +19,14 @@ from jobrunner.models.rows import is_stored, refresh, store
 from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Owner, new_owner
 from jobrunner.states import JobState
-from jobrunner.sweeper import StandStill, claim
+from jobrunner.sweeper import StandStill, check_servable, claim
 
 log = get_logger(__name__)
 
 _LOOK_S = 0.5
+
+OnExit = Literal["release", "kill"]
+Taken = tuple[Claim, RowMapping]
 
 
 class LocalExecutor:
@@ -34,10 +38,7 @@ class LocalExecutor:
     """
 
     def __init__(
-        self,
-        *,
-        on_exit: Literal["release", "kill"] = "release",
-        on_started: Callable[[int], None] | None = None,
+        self, *, on_exit: OnExit = "release", on_started: Callable[[int], None] | None = None
     ) -> None:
         self.on_started = on_started
         self._on_exit = on_exit
@@ -48,19 +49,8 @@ class LocalExecutor:
         Raises `JobFailed`, `JobKilled` or `JobLost` as it ended, `Released` when told to stop first,
         `ClaimLost` when it was taken, ended or deleted, `UsageError` when it is not there to be run.
         """
-        database, owner = get_database(), new_owner(job.executor_class or type(self).__name__)
-        with database.write() as connection:
-            if is_stored(job):
-                claimed = statements.claim_queued(connection, job.id, owner)
-                row = statements.get(connection, job.id)
-            else:
-                row = store(connection, job, owner)
-                claimed = Claim(row["id"], owner.runner_id, row["claims"])
-        refresh(job, row)
-        if claimed is None:
-            raise UsageError(f"Job {job.id} is {job.state}, not queued: only a queued job can be run.")
-        self._started(job.id)
-        self._run(_Watch(database, owner, job, self._on_exit, (claimed, row)))
+        watch = self._watch(job, job.executor_class or type(self).__name__)
+        self._run(watch, watch.claim_now)
 
     def attach(self, job_id: int) -> None:
         """Be there until the job's end: own it when nobody does, and follow it while its owner lives.
@@ -68,34 +58,34 @@ class LocalExecutor:
         An orphan is adopted after it has stood still for a whole grace. Raises as `run_monitor_job`,
         and `UsageError` for a job that only another host, or no other process, can serve.
         """
-        database = get_database()
-        with database.read() as connection:
+        with get_database().read() as connection:
             row = statements.get(connection, job_id)
         job = object_of(row)
         if not isinstance(job, MonitorJob):
             raise UsageError(
                 f"Job {job_id} is a {row['job_type']}, which runs its own code: it cannot be attached to."
             )
-        self._started(job_id)
-        owner = new_owner(type(self).__name__)
-        self._run(_Watch(database, owner, job, self._on_exit, None))
+        watch = self._watch(job, type(self).__name__)
+        self._run(watch, watch.come_to_own)
 
     def finish_kill(self, job_id: int) -> None:
         """See to the end of a job that carries the kill flag, doing the cancelling where nobody is home."""
         self.attach(job_id)
 
-    def _started(self, job_id: int) -> None:
-        if self.on_started is not None:
-            self.on_started(job_id)
+    def _watch(self, job: MonitorJob, executor_class: str) -> "_Watch":
+        started = self.on_started or (lambda _job_id: None)
+        return _Watch(get_database(), new_owner(executor_class), job, self._on_exit, started)
 
-    def _run(self, watch: "_Watch") -> None:
+    def _run(self, watch: "_Watch", own: "Callable[[], Any]") -> None:
         try:
-            state = asyncio.run(watch.run())
+            state = asyncio.run(watch.run(own))
         finally:
-            watch.job.reload()
-        error = ENDED_BADLY.get(state)
+            if is_stored(watch.job):
+                with suppress(DatabaseError, JobNotFound):  # it would hide how the watch itself ended
+                    watch.job.reload()
+        error = error_of_end(watch.job.id, state, watch.job.message)
         if error is not None:
-            raise error(f"Job {watch.job.id} was {state}: {watch.job.message}", job_id=watch.job.id)
+            raise error
 
 
 class _Watch:
@@ -106,32 +96,37 @@ class _Watch:
         database: Database,
         owner: Owner,
         job: MonitorJob,
-        on_exit: Literal["release", "kill"],
-        claimed: tuple[Claim, RowMapping] | None,
+        on_exit: OnExit,
+        on_started: Callable[[int], None],
     ) -> None:
         self.job = job
         self._database = database
         self._owner = owner
         self._on_exit = on_exit
-        self._claimed = claimed
+        self._on_started = on_started
         self._signals: list[int] = []
         self._stop = asyncio.Event()
+        self._stored = asyncio.Event()
 
-    async def run(self) -> JobState:
+    async def run(self, own: "Callable[[], Any]") -> JobState:
+        """Watch to the end. `own` comes to own the job, or returns how it ended."""
         self._loop = asyncio.get_running_loop()
         restore = self._handle_signals()
         try:
-            claimed = self._claimed or await self._come_to_own()
-            if isinstance(claimed, JobState):
-                return claimed
+            taken: Taken | JobState = await own()
+            if isinstance(taken, JobState):
+                return taken
             async with Runner(self._database, self._owner) as runner:
-                end = runner.take(*claimed, self.job)
+                try:
+                    end = runner.take(*taken, self.job)
+                except BaseException:  # its connection cannot be used: it is not kept from others
+                    await runner.release(taken[0], "released: its connection cannot be used here")
+                    raise
                 stop = asyncio.create_task(self._stop.wait())
-                both: list[asyncio.Future[Any]] = [end, stop]
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((end, stop), return_when=asyncio.FIRST_COMPLETED)
                 stop.cancel()
-                if end.done():
-                    return end.result()
+            if end.done():  # perhaps only while the runner was leaving
+                return end.result()
             raise self._released()
         finally:
             restore()
@@ -143,46 +138,71 @@ class _Watch:
             signal=number,
         )
 
-    # --- waiting to own ----------------------------------------------------------------------------
+    # --- coming to own ------------------------------------------------------------------------------
 
-    async def _come_to_own(self) -> tuple[Claim, RowMapping] | JobState:
+    async def claim_now(self) -> Taken:
+        """Store the job as ours, or claim it where it is queued."""
+        taken = await asyncio.to_thread(self._store_or_claim)
+        self._has_started()
+        return taken
+
+    def _store_or_claim(self) -> Taken:
+        check_servable(self.job)
+        with self._database.write() as connection:
+            if is_stored(self.job):
+                row = statements.get(connection, self.job.id)
+                queued = row["state"] is JobState.QUEUED
+                claimed = claim(connection, row, self._owner, None) if queued else None
+                row = statements.get(connection, self.job.id)
+            else:
+                row = store(connection, self.job, self._owner)
+                claimed = Claim(row["id"], self._owner.runner_id, row["claims"])
+        refresh(self.job, row)
+        if claimed is None:
+            raise UsageError(
+                f"Job {self.job.id} is {self.job.state}, not queued: only a queued job can be run."
+            )
+        return claimed, row
+
+    async def come_to_own(self) -> Taken | JobState:
         """Follow the row until it ended, or is ours."""
+        self._has_started()
         count = StandStill(self._database.settings.grace_multiplier)
+        failing = False
         while not self._stop.is_set():
             try:
                 found = await asyncio.to_thread(self._look, count)
             except DatabaseError as error:
                 count.restart()
-                log.warning("the job cannot be looked at", job=self.job.id, error=error)
+                if not failing:
+                    log.warning("the job cannot be looked at", job=self.job.id, error=error)
+                failing = True
             else:
+                failing = False
                 if found is not None:
                     return found
-            await self._pause(min(_LOOK_S, self.job.heartrate / 4))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_LOOK_S, self.job.heartrate / 4)):
+                    await self._stop.wait()
         raise self._released()
 
-    def _look(self, count: StandStill) -> tuple[Claim, RowMapping] | JobState | None:
-        with self._database.write() as connection:
+    def _look(self, count: StandStill) -> Taken | JobState | None:
+        with self._database.read() as connection:
             row = statements.get(connection, self.job.id)
-            state = row["state"]
-            if state.is_terminal:
-                return JobState(state)
-            orphan = count.look(row) if state is JobState.RUNNING else None
-            if state is JobState.RUNNING and orphan is None:
-                return None
-            if not identity.can_serve(row["host_id"]):
-                raise UsageError(
-                    f"Job {self.job.id} runs on {row['hostname']}, and only there can its process be seen: "
-                    f"run `jobrunner attach {self.job.id}` on that host."
-                )
+        state = JobState(row["state"])
+        if state.is_terminal:
+            return state
+        orphan = count.look(row) if state is JobState.RUNNING else None
+        if state is JobState.RUNNING and orphan is None:
+            return None
+        check_servable(self.job, row["host_id"])
+        with self._database.write() as connection:
             claimed = claim(connection, row, self._owner, orphan)
             return None if claimed is None else (claimed, statements.get(connection, self.job.id))
 
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            pass
+    def _has_started(self) -> None:
+        self._on_started(self.job.id)
+        self._stored.set()
 
     # --- signals -----------------------------------------------------------------------------------
 
@@ -197,7 +217,8 @@ class _Watch:
         def restore() -> None:
             for number, handler in before.items():
                 self._loop.remove_signal_handler(number)
-                signal.signal(number, handler)
+                if handler is not None:  # None: set by C code, and not ours to give back
+                    signal.signal(number, handler)
 
         return restore
 
@@ -209,9 +230,10 @@ class _Watch:
             self._killing = asyncio.create_task(self._request_kill(signal.Signals(number).name))
 
     async def _request_kill(self, name: str) -> None:
+        await self._stored.wait()
         try:
             await asyncio.to_thread(self.job.request_kill, reason=f"its monitor was stopped by {name}")
-        except DatabaseError as error:
+        except (DatabaseError, JobNotFound) as error:
             log.error(
                 "the kill flag cannot be set: stop again to release the job", job=self.job.id, error=error
             )

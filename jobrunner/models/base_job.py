@@ -14,7 +14,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from jobrunner import identity, queries, registry, statements
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.database import Base
-from jobrunner.errors import ENDED_BADLY, DatabaseError, JobNotFound, NotOwner, UsageError, WaitTimeout
+from jobrunner.errors import DatabaseError, JobNotFound, NotOwner, UsageError, WaitTimeout, error_of_end
 from jobrunner.heartbeat import check_grace, check_rate
 from jobrunner.models.job_event import BigId, JobEvent
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, kill_message, run_code
@@ -303,12 +303,9 @@ class BaseJob(Base):
 
         Raises `JobFailed`, `JobKilled` or `JobLost` as the job ended, and what `wait` raises.
         """
-        state = self.wait(timeout)
-        error = ENDED_BADLY.get(state)
+        error = error_of_end(self.id, self.wait(timeout), self.message)
         if error is not None:
-            raise error(
-                f"Job {self.id} was {state}: {self.message}" if self.message else None, job_id=self.id
-            )
+            raise error
         return self.detail
 
     @property

@@ -13,13 +13,13 @@ from jobrunner import statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
 from jobrunner.errors import (
-    ENDED_BADLY,
     ClaimLost,
     DatabaseError,
     JobEndedBadly,
     JobNotFound,
     JobrunnerError,
     UsageError,
+    error_of_end,
 )
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
 from jobrunner.hints import Hints
@@ -158,8 +158,8 @@ class OwnRun:
         if not self.ended:
             call_on_kill(job)
             self.end(state, message)
-            self._over(ENDED_BADLY[state](f"Job {self.claim.job_id}: {message}.", job_id=self.claim.job_id))
-        assert self.verdict is not None
+            self.verdict = error_of_end(self.claim.job_id, state, message)
+        assert self.verdict is not None  # a job is ended early by a kill or its timeout
         raise self.verdict
 
     def close(self) -> None:
@@ -183,6 +183,13 @@ def has_callback(job: "BaseJob") -> bool:
     return type(job).heartbeat_callback is not BaseJob.heartbeat_callback
 
 
+def has_on_kill(job: "BaseJob") -> bool:
+    """Whether the job's class gives an `on_kill` of its own."""
+    from jobrunner.models.base_job import BaseJob
+
+    return type(job).on_kill is not BaseJob.on_kill
+
+
 def call_back(job: "BaseJob", database: Database) -> None:
     """Call `heartbeat_callback` with a session; what the database refuses it is logged and forgiven."""
     try:
@@ -196,7 +203,10 @@ def call_back(job: "BaseJob", database: Database) -> None:
 def run_code(job: "BaseJob") -> None:
     """Run a job's own code in this process, from its claim to its terminal state: see `BaseJob.run`."""
     own = _begin(job)
+    on_started = getattr(job.executor, "on_started", None)
     try:
+        if on_started is not None:
+            on_started(job.id)
         if job.kill_requested_at is not None:
             job.kill()
         job._execute()
@@ -206,8 +216,8 @@ def run_code(job: "BaseJob") -> None:
         else:
             _finish_after(job, own, JobState.FAILED, f"exited with code {error.code}")
             raise
-    except KeyboardInterrupt:
-        _finish_after(job, own, JobState.KILLED, "interrupted from the keyboard")
+    except KeyboardInterrupt as error:
+        _finish_after(job, own, JobState.KILLED, str(error) or "interrupted from the keyboard")
         raise
     except BaseException as error:
         _finish_after(job, own, JobState.FAILED, f"{type(error).__name__}: {error}")
@@ -235,9 +245,6 @@ def _begin(job: "BaseJob") -> OwnRun:
     left_s = None
     if job.deadline_at is not None:
         left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
-    on_started = getattr(job.executor, "on_started", None)
-    if on_started is not None:
-        on_started(job.id)
     job._own = OwnRun(database, claim, job.heartrate, settings.grace_multiplier, left_s)
     return job._own
 

@@ -58,7 +58,9 @@ def upgrade() -> None:
         sa.Column("deadline_at", moment),
         sa.Column("poll_interval", sa.Float(53)),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
-        sa.ForeignKeyConstraint(["parent_id"], ["job.id"], name=op.f("fk_job_parent_id"), ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["parent_id"], ["job.id"], name=op.f("fk_job_parent_id"), ondelete="SET NULL"
+        ),
         sa.CheckConstraint("heartrate > 0", name=op.f("ck_job_heartrate")),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'success', 'failed', 'killed', 'lost')", name=op.f("ck_job_state")

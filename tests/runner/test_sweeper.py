@@ -1,0 +1,148 @@
+"""Finding orphans: standing still is counted on our own clock, and any doubt restarts the count."""
+
+import datetime as dt
+import uuid
+from typing import Any
+
+import pytest
+
+from jobrunner import identity, statements
+from jobrunner.clock import utcnow
+from jobrunner.database import Database
+from jobrunner.states import JobState
+from jobrunner.sweeper import StandStill, claim
+from tests.helpers import a_running_job, an_owner, insert_job, row_of
+
+RATE, GRACE = 10.0, 2.1
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def count(clock: Clock) -> StandStill:
+    return StandStill(GRACE, clock)
+
+
+def a_row(**changes: Any) -> Any:
+    row = {"id": 7, "runner_id": "r1", "claims": 1, "latest_heartbeat": _BEAT, "heartrate": RATE}
+    return row | changes
+
+
+_BEAT = utcnow()
+
+
+def looks(count: StandStill, clock: Clock, seconds: float, row: Any, every_s: float = 1.0) -> Any:
+    """Look again and again for so long; return what the last look said."""
+    found = None
+    for _ in range(round(seconds / every_s)):
+        clock.now_s += every_s
+        found = count.look(row)
+    return found
+
+
+def test_a_job_is_an_orphan_after_standing_still_for_a_whole_grace_before_our_eyes(
+    count: StandStill, clock: Clock
+) -> None:
+    assert count.look(a_row()) is None
+    assert looks(count, clock, 20, a_row()) is None
+    found = looks(count, clock, 1, a_row())
+    assert (found.job_id, found.runner_id, found.claims, found.latest_heartbeat) == (7, "r1", 1, _BEAT)
+
+
+def test_a_heartbeat_that_is_years_old_at_the_first_look_makes_nobody_an_orphan(
+    count: StandStill, clock: Clock
+) -> None:
+    old = a_row(latest_heartbeat=_BEAT - dt.timedelta(days=1000))
+    assert count.look(old) is None
+    assert looks(count, clock, 20, old) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"latest_heartbeat": _BEAT + dt.timedelta(microseconds=1)},
+        {"latest_heartbeat": _BEAT - dt.timedelta(hours=1)},  # the database's clock went back: it beats
+        {"claims": 2},
+        {"runner_id": "r2"},
+        {"runner_id": None},
+    ],
+)
+def test_any_change_restarts_the_count(count: StandStill, clock: Clock, change: dict[str, Any]) -> None:
+    count.look(a_row())
+    looks(count, clock, 20, a_row())
+    clock.now_s += 1
+    assert count.look(a_row(**change)) is None
+    assert looks(count, clock, 20, a_row(**change)) is None
+    assert looks(count, clock, 1, a_row(**change)) is not None
+
+
+def test_a_look_that_came_much_too_late_restarts_the_count(count: StandStill, clock: Clock) -> None:
+    count.look(a_row())
+    looks(count, clock, 10, a_row())
+    clock.now_s += 3600  # we were asleep, and so may have been everybody
+    assert count.look(a_row()) is None
+    assert looks(count, clock, 20, a_row()) is None
+    assert looks(count, clock, 1, a_row()) is not None
+
+
+def test_a_failed_look_restarts_all_counts(count: StandStill, clock: Clock) -> None:
+    count.look(a_row())
+    looks(count, clock, 20, a_row())
+    count.restart()
+    assert looks(count, clock, 2, a_row()) is None
+
+
+def test_jobs_are_counted_one_by_one_each_by_its_own_heartrate(count: StandStill, clock: Clock) -> None:
+    quick, slow = a_row(id=1, heartrate=1.0), a_row(id=2, heartrate=100.0)
+    for _ in range(4):
+        found = (count.look(quick), count.look(slow))
+        clock.now_s += 1
+    assert found[0] is not None
+    assert found[1] is None
+
+
+def test_an_orphan_is_claimed_only_as_it_was_sighted(database: Database) -> None:
+    seen, owner = a_running_job(database)
+    row = row_of(database, seen.job_id)
+    sighting = statements.Sighting(seen.job_id, owner.runner_id, 1, row["latest_heartbeat"])
+    with database.write() as connection:
+        statements.beat(connection, owner.runner_id, [seen.job_id])
+    with database.write() as connection:
+        assert claim(connection, row, an_owner(), sighting) is None  # type: ignore[arg-type]
+    row = row_of(database, seen.job_id)
+    sighting = statements.Sighting(seen.job_id, owner.runner_id, 1, row["latest_heartbeat"])
+    with database.write() as connection:
+        taken = claim(connection, row, an_owner(), sighting)  # type: ignore[arg-type]
+    assert taken is not None
+    assert taken.claims == 2
+
+
+@pytest.mark.parametrize(
+    ("host_id", "is_ours"),
+    [
+        (None, True),
+        (identity.host_id(), True),
+        (f"{identity.machine_id()}/{uuid.uuid4()}/{identity.pid_namespace()}", True),
+        (f"another-machine/{identity.boot_id()}/{identity.pid_namespace()}", False),
+        (f"{identity.machine_id()}/{identity.boot_id()}/1", False),
+    ],
+    ids=["unbound", "this host", "this machine before its restart", "another machine", "another container"],
+)
+def test_only_what_this_host_can_serve_is_claimed(
+    database: Database, host_id: str | None, is_ours: bool
+) -> None:
+    job_id = insert_job(database, host_id=host_id)
+    with database.write() as connection:
+        taken = claim(connection, row_of(database, job_id), an_owner(), None)  # type: ignore[arg-type]
+    assert (taken is not None) == is_ours
+    assert row_of(database, job_id)["state"] is (JobState.RUNNING if is_ours else JobState.QUEUED)

@@ -1,0 +1,226 @@
+"""A kill: from anywhere, in any form, heard at once, never lost."""
+
+import logging
+import time
+from typing import Any
+
+import pytest
+
+from jobrunner.database import Database
+from jobrunner.errors import DatabaseUnavailable, JobKilled
+from jobrunner.heartbeat import Beater
+from jobrunner.states import JobState
+from tests.helpers import CodeJob, Run, beat_for_ever, events_of, plain_sql, row_of, until
+
+
+class RaisesInOnKill(CodeJob):
+    def on_kill(self) -> None:
+        raise RuntimeError("the scratch directory is gone")
+
+
+ANYTHING = {
+    "sqlite": [
+        "datetime('now')",
+        "1",
+        "'yes'",
+        "''",
+        "'2026-03-01'",
+        "strftime('%s', 'now')",
+        "x'00'",
+        "1.5",
+    ],
+    "postgresql": [
+        "now()",
+        "'infinity'",
+        "'-infinity'",
+        "'0044-03-15 BC'",
+        "'2026-03-01'",
+        "clock_timestamp() + interval '1 day'",
+        "'epoch'",
+    ],
+}
+
+
+@pytest.mark.parametrize("value", ANYTHING["sqlite"])
+def test_any_value_that_a_person_writes_with_sqlite3_is_a_kill(
+    sqlite_database: Database, sqlite_url: str, value: str
+) -> None:
+    check_kill_by_plain_sql(sqlite_database, sqlite_url, value)
+
+
+@pytest.mark.parametrize("value", ANYTHING["postgresql"])
+def test_any_value_that_a_person_writes_with_psql_is_a_kill(
+    postgres_database: Database, postgres_url: str, value: str
+) -> None:
+    check_kill_by_plain_sql(postgres_database, postgres_url, value)
+
+
+def check_kill_by_plain_sql(database: Database, url: str, value: str) -> None:
+    with Run(CodeJob(beat_for_ever, heartrate=30)) as run:
+        time.sleep(0.1)
+        plain_sql(url, f"UPDATE job SET kill_requested_at = {value} WHERE id = {run.job.id}")
+        assert isinstance(run.join(), JobKilled)
+    row = row_of(database, run.job.id)
+    assert (row["state"], row["message"], row["end_date"] is not None) == (JobState.KILLED, "killed", True)
+    assert row["kill_requested_at"].tzinfo is not None
+    assert run.job.kills == 1  # type: ignore[attr-defined]
+    assert events_of(url, run.job.id) == [(None, "running"), ("running", "killed")]
+
+
+def test_a_kill_is_heard_long_before_the_next_beat(database: Database) -> None:
+    with Run(CodeJob(beat_for_ever, heartrate=30)) as run:
+        time.sleep(0.3)
+        begun_s = time.monotonic()
+        CodeJob.get(run.job.id).request_kill(by="anna", reason="too expensive")
+        assert isinstance(run.join(), JobKilled)
+        assert time.monotonic() - begun_s < 1
+    assert run.job.message == "killed by anna: too expensive"
+    assert (run.job.kill_requested_by, run.job.kill_reason) == ("anna", "too expensive")
+
+
+def test_a_kill_that_comes_before_the_first_wait_is_heard_at_once(
+    database: Database, database_url: str
+) -> None:
+    def code(job: CodeJob) -> None:
+        plain_sql(database_url, "UPDATE job SET kill_requested_at = '2026-03-01 12:00:00'")
+        job.heartbeat()
+
+    begun_s = time.monotonic()
+    with pytest.raises(JobKilled):
+        CodeJob(code, heartrate=30).run()
+    assert time.monotonic() - begun_s < 5
+
+
+def test_kills_of_other_jobs_do_not_end_the_wait(database: Database) -> None:
+    other = CodeJob().store()
+    with Run(CodeJob(beat_for_ever, heartrate=1)) as run:
+        time.sleep(0.1)
+        before = row_of(database, run.job.id)["latest_heartbeat"]
+        other.request_kill()
+        time.sleep(0.3)
+        assert row_of(database, run.job.id)["latest_heartbeat"] == before
+        run.job.request_kill()
+
+
+def test_who_asked_first_stands_as_the_one_who_did(database: Database) -> None:
+    with Run(CodeJob(beat_for_ever, heartrate=30)) as run:
+        with database.write() as connection:
+            from jobrunner import statements
+
+            statements.request_kill(connection, run.job.id, "anna", "first")
+            statements.request_kill(connection, run.job.id, "bob", "second")
+            flag = statements.get(connection, run.job.id)
+        assert (flag["kill_requested_by"], flag["kill_reason"]) == ("anna", "first")
+    assert run.job.message == "killed by anna: first"
+
+
+def test_without_a_name_the_user_and_host_stand_as_the_one_who_asked(database: Database) -> None:
+    with Run(CodeJob(beat_for_ever, heartrate=30)) as run:
+        assert run.job.request_kill() in {JobState.RUNNING, JobState.KILLED}
+        run.join()
+    assert run.job.kill_requested_by
+
+
+def test_a_kill_after_the_end_changes_nothing(database: Database) -> None:
+    job = CodeJob()
+    job.run()
+    before = row_of(database, job.id)
+    assert job.request_kill(by="anna") == JobState.SUCCESS
+    assert row_of(database, job.id) == before
+    assert len(job.events) == 2
+
+
+def test_an_on_kill_that_raises_is_logged_and_the_job_is_killed_all_the_same(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def code(job: CodeJob) -> None:
+        job.request_kill()
+        job.heartbeat()
+
+    job = RaisesInOnKill(code)
+    with caplog.at_level(logging.ERROR), pytest.raises(JobKilled):
+        job.run()
+    assert job.state == JobState.KILLED
+    assert "on_kill failed" in caplog.text
+    assert "the scratch directory is gone" in caplog.text
+
+
+def test_code_that_swallows_its_kill_ends_killed_and_is_told_again(database: Database) -> None:
+    told: list[JobKilled] = []
+
+    def code(job: CodeJob) -> None:
+        job.request_kill(reason="enough")
+        for _ in range(3):
+            try:
+                job.heartbeat()
+            except JobKilled as error:
+                told.append(error)
+
+    job = CodeJob(code, heartrate=30)
+    begun_s = time.monotonic()
+    with pytest.raises(JobKilled, match="enough"):
+        job.run()
+    assert time.monotonic() - begun_s < 10
+    assert (job.state, job.kills, len(told)) == (JobState.KILLED, 1, 3)
+
+
+def test_code_that_answers_its_kill_with_an_error_of_its_own_ends_killed(database: Database) -> None:
+    def code(job: CodeJob) -> None:
+        job.request_kill()
+        try:
+            job.heartbeat()
+        except JobKilled as error:
+            raise ValueError("could not clean up") from error
+
+    job = CodeJob(code, heartrate=30)
+    with pytest.raises(ValueError, match="clean up"):
+        job.run()
+    assert job.state == JobState.KILLED
+
+
+def test_a_kill_that_is_set_while_beats_fail_is_obeyed_when_they_succeed_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = True
+    beat = Beater.beat
+
+    def sometimes(self: Beater, *args: Any, **options: Any) -> Any:
+        if failing:
+            raise DatabaseUnavailable("not now")
+        return beat(self, *args, **options)
+
+    monkeypatch.setattr(Beater, "beat", sometimes)
+    with Run(CodeJob(beat_for_ever, heartrate=0.2)) as run:
+        run.job.request_kill()
+        time.sleep(0.5)
+        assert run.error is None
+        assert row_of(database, run.job.id)["state"] == JobState.RUNNING
+        failing = False
+        assert isinstance(run.join(), JobKilled)
+
+
+def test_a_database_that_goes_away_between_the_flag_and_its_reason_does_not_stop_the_kill(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobrunner.models import base_job
+
+    def gone(_session: object) -> Any:
+        raise DatabaseUnavailable("not now")
+
+    with Run(CodeJob(beat_for_ever, heartrate=0.2)) as run:
+        monkeypatch.setattr(base_job, "reading", gone)
+        plain = "UPDATE job SET kill_requested_at = '2026-03-01 12:00:00'"
+        plain_sql(database.settings.database_url or "", plain)
+        assert isinstance(run.join(), JobKilled)
+    assert row_of(database, run.job.id)["state"] == JobState.KILLED
+
+
+def test_many_kills_at_once_kill_once(database: Database, database_url: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with Run(CodeJob(beat_for_ever, heartrate=30)) as run:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _n: CodeJob.get(run.job.id).request_kill(), range(8)))
+        run.join()
+    until(lambda: row_of(database, run.job.id)["state"] == JobState.KILLED)
+    assert events_of(database_url, run.job.id) == [(None, "running"), ("running", "killed")]
