@@ -78,7 +78,7 @@ class ConnectionHealth:
         try:
             self._on_health(readable, message)
         except Exception as error:  # a listener's trouble must not end the watching
-            log.error(  # noqa: TRY400  # our loggers have no `exception`
+            log.error(  # our loggers have no `exception`
                 "a change of health was not taken", connection=self._name, exc_info=error
             )
 

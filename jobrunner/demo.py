@@ -36,9 +36,7 @@ def main() -> int:
 
 
 def _play(environment: dict[str, str]) -> None:
-    _say(
-        "jobrunner keeps each job as a row with a heartbeat. Here: SQLite, in a directory that is removed again."
-    )
+    _say("jobrunner keeps each job as a row with a heartbeat; here in SQLite, in a directory of its own.")
     _say("A real command becomes a supervised job, in one terminal:")
     counting = _Background(
         environment, "start", "process", "--name", "count", "--heartrate", "1", "--", "sh", "-c", _COUNT

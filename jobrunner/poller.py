@@ -275,7 +275,7 @@ class Poller:
         try:
             self._on_answer(watch.job_id, watch.external_id, answer)
         except Exception as error:  # one job's trouble must not end the watching of the others
-            log.error(  # noqa: TRY400  # our loggers have no `exception`
+            log.error(  # our loggers have no `exception`
                 "an answer was not taken", connection=self._name, job=watch.job_id, exc_info=error
             )
 

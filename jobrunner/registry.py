@@ -8,6 +8,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from jobrunner.errors import UsageError
+from jobrunner.logs import get_logger
+
+log = get_logger(__name__)
 
 JOB_TYPES = {
     "ProcessMonitorJob": "jobrunner.models.process_monitor_job:ProcessMonitorJob",
@@ -50,10 +53,16 @@ def load_executor_class(name: str) -> Any:
 
 
 def load_job_class(name: str) -> Any | None:
-    """Return the class of a job type that is ours or installed; None when nobody knows it."""
+    """Return the class of a job type that is ours or installed; None when nobody knows it.
+
+    A third party's class that cannot be imported is logged: its rows can still be read and killed.
+    """
     try:
         return _load_named(name, JOB_TYPES, "jobrunner.jobs", "job type")
     except UsageError:
+        return None
+    except Exception as error:  # noqa: BLE001  # whatever the import of somebody's module raises
+        log.warning("a job type cannot be imported", job_type=name, error=f"{type(error).__name__}: {error}")
         return None
 
 

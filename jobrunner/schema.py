@@ -52,8 +52,8 @@ def upgrade_embedded(database: Database) -> None:
             return  # another process was first
         if version is not None and _has_live_jobs(connection):
             raise SchemaError(
-                f"The database {database.shown_url} is at version {version}, and jobs are queued or running in it: "
-                "wait for them to end, or run `jobrunner db upgrade` when no older jobrunner runs any more."
+                f"The database {database.shown_url} is at version {version}, and jobs are queued or running "
+                "in it: wait for them to end, or run `jobrunner db upgrade` once no older jobrunner runs."
             )
         _run(command.upgrade, connection, "head")
 

@@ -234,20 +234,36 @@ def adopt(conn: Connection, seen: Sighting, owner: Owner, host_id: str | None = 
     `host_id`: as for `claim_queued`.
     """
     job, _ = tables()
-    guard = [
-        job.c.state == JobState.RUNNING,
-        job.c.runner_id.is_not_distinct_from(seen.runner_id),
-        job.c.claims == seen.claims,
-        same_moment(job.c.latest_heartbeat, literal(seen.latest_heartbeat, job.c.latest_heartbeat.type)),
-        job.c.adoptable,
-        _is_bound_to(owner.host_id, host_id),
-    ]
+    guard = [*_stands_as(seen), job.c.adoptable, _is_bound_to(owner.host_id, host_id)]
     return _claim(conn, seen.job_id, owner, JobState.RUNNING, guard, "adopted from a silent runner")
 
 
 def _is_bound_to(*hosts: str | None) -> Any:
     job, _ = tables()
     return or_(job.c.host_id.is_(None), job.c.host_id.in_([host for host in hosts if host is not None]))
+
+
+def lose(conn: Connection, seen: Sighting, actor: str, message: str) -> bool:
+    """End as `lost` an orphan that nobody can adopt; False when it does not stand as it was sighted.
+
+    The same watching comes before it as before an adoption.
+    """
+    job, _ = tables()
+    statement = update(job).where(*_stands_as(seen))
+    values = {"state": JobState.LOST, "end_date": db_now(), "message": message}
+    event = (JobState.RUNNING, JobState.LOST, actor, message)
+    return _with_event(conn, statement.values(values), *event) is not None
+
+
+def _stands_as(seen: Sighting) -> list[Any]:
+    job, _ = tables()
+    return [
+        job.c.id == seen.job_id,
+        job.c.state == JobState.RUNNING,
+        job.c.runner_id.is_not_distinct_from(seen.runner_id),
+        job.c.claims == seen.claims,
+        same_moment(job.c.latest_heartbeat, literal(seen.latest_heartbeat, job.c.latest_heartbeat.type)),
+    ]
 
 
 def _claim(

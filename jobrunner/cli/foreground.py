@@ -18,7 +18,7 @@ def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
         run()
     except Released as error:
         live.finish()
-        word(f"job {live.job_id} is released: its work goes on, and nobody watches it.")
+        word(f"job {live.job_id} is released: its work goes on, and nobody watches it, nor any timeout.")
         word(f"  to watch it again: jobrunner attach {live.job_id}")
         word(f"  to kill it:        jobrunner kill {live.job_id}")
         return code_of(error)

@@ -17,6 +17,7 @@ from jobrunner.cli.options import Duration, Pair, json_option
 @click.option("--heartrate", type=Duration(), help="Time between two beats.")
 @click.option("--poll-interval", type=Duration(), help="Time between two looks at the command.")
 @click.option("--timeout", type=Duration(), help="Time after which the command is cancelled.")
+@click.option("--stop-grace", type=Duration(), help="Time between SIGTERM and SIGKILL.  [default: 10s]")
 @click.option(
     "--on-exit",
     type=click.Choice(["release", "kill"]),
@@ -41,6 +42,7 @@ def process(
     heartrate: float | None,
     poll_interval: float | None,
     timeout: float | None,
+    stop_grace: float | None,
     on_exit: Literal["release", "kill"],
     dag_id: str | None,
     env: tuple[tuple[str, str], ...],
@@ -60,9 +62,8 @@ def process(
 
     _check_command(command, dict(env), cwd)
     log_as_words()
-    labels: dict[str, Any] = {
-        key: value for key, value in {"name": name, "dag_id": dag_id}.items() if value is not None
-    }
+    given = {"name": name, "dag_id": dag_id, "stop_grace": stop_grace}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     with Live(as_json=as_json) as live:
         job = ProcessMonitorJob(
             command,
@@ -72,7 +73,7 @@ def process(
             heartrate=heartrate,
             poll_interval=poll_interval,
             timeout=timeout,
-            **labels,
+            **options,
         )
         return watch_to_the_end(job.run, live)
 

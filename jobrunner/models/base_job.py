@@ -16,12 +16,15 @@ from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.database import Base
 from jobrunner.errors import DatabaseError, JobNotFound, NotOwner, UsageError, WaitTimeout, error_of_end
 from jobrunner.heartbeat import check_grace, check_rate
+from jobrunner.logs import get_logger
 from jobrunner.models.job_event import BigId, JobEvent
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, kill_message, run_code
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
 from jobrunner.settings import get_settings
 from jobrunner.sqltypes import StateType, UtcDateTime, db_now
 from jobrunner.states import JobState
+
+log = get_logger(__name__)
 
 FILLFACTOR = 50
 """Percent of a page that inserts fill on PostgreSQL: the rest lets a beat stay on its page (HOT)."""
@@ -286,16 +289,25 @@ class BaseJob(Base):
     def wait(self, timeout: float | None = None) -> JobState:
         """Wait until the job has ended and return its state. `timeout`: seconds; None: for ever.
 
-        Raises `WaitTimeout`, and `JobNotFound` when the job is deleted meanwhile.
+        A database that goes away meanwhile is waited for. Raises `WaitTimeout`, `JobNotFound` when the
+        job is deleted meanwhile, and `DatabaseError` when the first look fails.
         """
         until_s = None if timeout is None else monotonic_s() + timeout
-        pause_s = 0.02
-        while not self.reload().state.is_terminal:
+        pause_s, failing = 0.02, False
+        self.reload()
+        while not self.state.is_terminal:
             left_s = pause_s if until_s is None else min(pause_s, until_s - monotonic_s())
             if left_s <= 0:
                 raise WaitTimeout(f"Job {self.id} is still {self.state} after {timeout:g} s.")
             time.sleep(left_s)
             pause_s = min(1.5 * pause_s, 1.0)
+            try:
+                self.reload()
+                failing = False
+            except DatabaseError as error:
+                if not failing:
+                    log.warning("waiting for the database", job=self.id, error=error)
+                failing = True
         return self.state
 
     def result(self, timeout: float | None = None) -> dict[str, Any] | None:

@@ -39,8 +39,8 @@ class MonitorJob(BaseJob, abstract=True):
         secret = find_secret(spec)
         if secret is not None:
             raise SpecError(
-                f"The spec holds what looks like a secret at {secret}: everybody who reads the database would see it. "
-                "Leave it to the connection, or to the environment in which the work runs."
+                f"The spec holds what looks like a secret at {secret}, and everybody who reads the database "
+                "would see it: leave it to the connection, or to the environment in which the work runs."
             )
         settings = get_settings()
         interval = (

@@ -338,7 +338,7 @@ def test_a_records_dir_of_somebody_else_is_rejected(jobs: Jobs, tmp_path: Path) 
     ],
 )
 def test_a_wrong_spec_is_rejected_without_its_values(jobs: Jobs, wrong: dict[str, Any]) -> None:
-    with pytest.raises(SubmitRejected, match=f"the process spec is wrong: {next(iter(wrong))}") as caught:
+    with pytest.raises(SubmitRejected, match=f"cannot be run as described: {next(iter(wrong))}") as caught:
         jobs.submit(jobs.sh("true", env={"TOKEN": "hush"}) | wrong)
     assert "hush" not in str(caught.value)
 
@@ -480,14 +480,20 @@ def test_a_job_of_another_host_or_container_is_no_business_of_ours(jobs: Jobs, p
 
 
 def test_an_id_without_a_record_is_gone(jobs: Jobs, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow").mkdir()
     (tmp_path / "file").write_text("")
-    for unknown in (tmp_path / "empty", tmp_path / "none", tmp_path / "file" / "below", "a\0b"):
+    for unknown in (tmp_path / "hollow", tmp_path / "none", tmp_path / "file" / "below", "a\0b"):
         answer = jobs.look(str(unknown))
         assert isinstance(answer, Gone)
         assert not answer.certain
         assert jobs.cancel(str(unknown)) is None
-        assert jobs.lines(str(unknown)) == []
+
+
+def test_output_that_is_gone_is_told_from_output_that_never_was(jobs: Jobs, tmp_path: Path) -> None:
+    assert jobs.lines(str(tmp_path)) == []
+    for unknown in (tmp_path / "none", tmp_path / "none" / "below", "a\0b"):
+        with pytest.raises(BackendError, match="is gone"):
+            jobs.lines(str(unknown))
 
 
 @pytest.mark.parametrize("name", ["start", "exit", "cancel"])
@@ -565,7 +571,7 @@ def test_cancel_ends_the_whole_tree(jobs: Jobs) -> None:
     assert jobs.cancel(it) is None
     ended = jobs.end(it)
     assert (ended.phase, ended.external_state) == (Phase.CANCELLED, "signal SIGTERM")
-    assert ended.message == "killed by SIGTERM after it was cancelled"
+    assert ended.message == "ended by SIGTERM"
     assert {process.standing() for process in tree} == {"dead"}
     assert jobs.cancel(it) is None
 

@@ -25,50 +25,56 @@ def say(*words: Any) -> None:
     print(*words, flush=True)  # noqa: T201
 
 
-def stop_at(point: str, number: int) -> None:
-    """Send this process a signal at the first passage of a point."""
-    when, _, name = point.partition(" ")
-    owner = ProcessBackend if name == "submit" else statements
-    real = getattr(owner, name)
-    passed = threading.Event()
+class Strike:
+    """A signal to this process, at the first passage of a point."""
 
-    def strike() -> None:
-        if not passed.is_set():
-            passed.set()
-            say("at", point)
-            os.kill(os.getpid(), number)
+    def __init__(self, point: str, number: int) -> None:
+        self.point, self.number = point, number
+        self.when, _, self.name = point.partition(" ")
+        self._passed = threading.Event()
 
-    if name == "submit":
+    def at(self, when: str) -> None:
+        if when == self.when and not self._passed.is_set():
+            self._passed.set()
+            say("at", self.point)
+            os.kill(os.getpid(), self.number)
+
+    def arm(self) -> None:
+        if self.name == "submit":
+            self._arm_backend()
+        else:
+            self._arm_statement()
+
+    def _arm_backend(self) -> None:
+        real = ProcessBackend.submit
 
         async def submit(*arguments: Any) -> Any:
-            if when == "before":
-                strike()
+            self.at("before")
             answer = await real(*arguments)
-            if when == "after":
-                strike()
+            self.at("after")
             return answer
 
-        ProcessBackend.submit = submit  # type: ignore[method-assign]
-        return
+        setattr(ProcessBackend, "submit", submit)  # noqa: B010  # a method is not to be assigned
 
-    def write(connection: Any, *arguments: Any) -> Any:
-        if when == "before":
-            strike()
-        answer = real(connection, *arguments)
-        if when == "after":
-            if connection.in_transaction():
+    def _arm_statement(self) -> None:
+        real = getattr(statements, self.name)
+
+        def write(connection: Any, *arguments: Any) -> Any:
+            self.at("before")
+            answer = real(connection, *arguments)
+            if self.when == "after" and connection.in_transaction():
                 connection.commit()
-            strike()
-        return answer
+            self.at("after")
+            return answer
 
-    setattr(statements, name, write)
+        setattr(statements, self.name, write)
 
 
 def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     order = json.loads(sys.argv[1])
     if "at" in order:
-        stop_at(order["at"], order["signal"])
+        Strike(order["at"], order["signal"]).arm()
     executor = LocalExecutor(
         on_exit=order.get("on_exit", "release"), on_started=lambda job_id: say("started", job_id)
     )

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 from jobrunner.backends.base import Patience
 from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, DatabaseUnavailable
+from jobrunner.heartbeat import Beater
 from jobrunner.runner import Runner
 from jobrunner.settings import configure
 from jobrunner.states import JobState
@@ -350,9 +351,7 @@ def test_a_sqlite_file_that_another_program_holds_locked_costs_a_job_nothing(
 def test_a_round_of_beats_that_goes_wrong_by_a_bug_is_told_and_followed_by_the_next(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from jobrunner import beats as module
-
-    real, failed = module.Beater.beat, threading.Event()
+    real, failed = Beater.beat, threading.Event()
 
     def beat(self: Any, *arguments: Any, **options: Any) -> Any:
         if not failed.is_set():
@@ -361,8 +360,8 @@ def test_a_round_of_beats_that_goes_wrong_by_a_bug_is_told_and_followed_by_the_n
         return real(self, *arguments, **options)
 
     async def main() -> None:
-        monkeypatch.setattr(module, "_CRASH_PAUSE_S", 0.05)
-        monkeypatch.setattr(module.Beater, "beat", beat)
+        monkeypatch.setattr("jobrunner.beats._CRASH_PAUSE_S", 0.05)
+        monkeypatch.setattr(Beater, "beat", beat)
         outside = an_outside(Plan())
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:

@@ -154,7 +154,9 @@ def test_a_job_killed_before_it_was_submitted_is_never_submitted(
         outside = an_outside()
         with use_backend(outside):
             job = cleaning().store()
-            plain_sql(database_url, f"UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP WHERE id = {job.id}")
+            plain_sql(
+                database_url, f"UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP WHERE id = {job.id}"
+            )
             async with a_runner(database) as runner:
                 end = take_over(runner, job)
                 owned = runner.jobs[job.id]

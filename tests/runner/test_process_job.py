@@ -19,7 +19,9 @@ RATE = 0.5
 GRACE_S = RATE * 2.1
 
 POINTS = [
-    f"{when} {name}" for name in ("begin_submit", "submit", "record_submitted") for when in ("before", "after")
+    f"{when} {name}"
+    for name in ("begin_submit", "submit", "record_submitted")
+    for when in ("before", "after")
 ]
 
 
@@ -65,7 +67,7 @@ def test_a_command_runs_to_its_end_and_its_exit_code_is_told(
     until(lambda: runs() == 1)
     (tmp_path / "go").touch()
     assert monitor.end() == 0, monitor.errors
-    assert monitor.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert monitor.outcome == "JobFailed Job 1 failed: exit code 7"
     row = only_row(database)
     assert row["detail"]["exit_code"] == 7
     assert row["host_id"] == identity.host_id()
@@ -103,7 +105,7 @@ def test_a_stopped_monitor_releases_its_job_and_the_next_one_tells_its_end(
     until(lambda: only_row(database)["state"] is JobState.RUNNING)
     (tmp_path / "go").touch()
     attached.end()
-    assert attached.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert attached.outcome == "JobFailed Job 1 failed: exit code 7"
     assert runs() == 1
     assert [after for _, after in events_of(database_url, 1)] == ["running", "queued", "running", "failed"]
 
@@ -162,7 +164,7 @@ def test_attaching_to_a_job_whose_owner_lives_follows_and_touches_nothing(
     (tmp_path / "go").touch()
     follower.end()
     owner.end()
-    assert follower.outcome == owner.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert follower.outcome == owner.outcome == "JobFailed Job 1 failed: exit code 7"
     assert only_row(database)["claims"] == 1
 
 
@@ -181,7 +183,7 @@ def test_a_job_whose_owner_was_killed_is_adopted_after_a_grace_and_not_before(
     assert time.monotonic() - begun_s > GRACE_S - 0.2
     (tmp_path / "go").touch()
     attached.end()
-    assert attached.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert attached.outcome == "JobFailed Job 1 failed: exit code 7"
     assert runs() == 1
 
 
@@ -198,7 +200,7 @@ def test_of_several_that_attach_one_adopts_and_all_tell_the_end(
     (tmp_path / "go").touch()
     for each in several:
         each.end()
-        assert each.outcome == "JobFailed Job 1 was failed: exit code 7"
+        assert each.outcome == "JobFailed Job 1 failed: exit code 7"
     assert (only_row(database)["claims"], runs()) == (2, 1)
 
 
@@ -215,23 +217,21 @@ def test_a_command_that_ended_while_nobody_watched_has_its_true_outcome(
     until(record.exists)
     attached = start_on_sqlite(attach=1)
     attached.end()
-    assert attached.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert attached.outcome == "JobFailed Job 1 failed: exit code 7"
 
 
 # --- hosts ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def orphan(
-    start_on_sqlite: Monitors, sqlite_database: Database, counted: list[str]
-) -> Iterator[dict[str, Any]]:
+def orphan(start_on_sqlite: Monitors, sqlite_database: Database, counted: list[str]) -> dict[str, Any]:
     """A command that runs, and whose owner was killed."""
     owner = start_on_sqlite(command=counted)
     owner.hear("started")
     until(lambda: only_row(sqlite_database)["external_state"] == "running")
     owner.send(signal.SIGKILL)
     owner.end()
-    return iter([only_row(sqlite_database)])
+    return only_row(sqlite_database)
 
 
 def test_a_process_of_another_host_is_refused_with_the_name_of_that_host(
@@ -267,7 +267,7 @@ def test_after_a_restart_of_the_host_the_record_tells_or_the_job_is_lost(
     attached = start_on_sqlite(attach=1)
     attached.end()
     if has_exit_record:
-        assert attached.outcome == "JobFailed Job 1 was failed: exit code 7"
+        assert attached.outcome == "JobFailed Job 1 failed: exit code 7"
     else:
         assert attached.outcome.startswith("JobLost")
         assert "the host restarted" in only_row(sqlite_database)["message"]
@@ -292,7 +292,7 @@ def check_killed_at(
     go.touch()
     attached = start(attach=1)
     attached.end()
-    assert attached.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert attached.outcome == "JobFailed Job 1 failed: exit code 7"
     assert runs() == 1
     assert only_row(database)["attempt"] <= 2
 
@@ -332,7 +332,7 @@ def check_stopped_at(
     go.touch()
     attached = start(attach=1)
     attached.end()
-    assert attached.outcome == "JobFailed Job 1 was failed: exit code 7"
+    assert attached.outcome == "JobFailed Job 1 failed: exit code 7"
     before, ran = only_row(database), runs()
     stopped.send(signal.SIGCONT)
     stopped.end()

@@ -19,7 +19,7 @@ from jobrunner.owned import OwnedJob
 from jobrunner.runner import Runner
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
-from tests.helpers import events_of, plain_sql, row_of, statements_of
+from tests.helpers import events_of, row_of, statements_of
 from tests.runner.support import (
     BRIEF,
     SOON,
@@ -192,7 +192,9 @@ def test_a_job_that_never_appears_is_lost(sqlite_database: Database) -> None:
 
 def test_a_job_that_appears_late_is_not_lost(sqlite_database: Database) -> None:
     async def main() -> None:
-        outside = an_outside(Plan(appear_after_s=0.3, run_for_s=0.4), Patience(5.0, appear_s=5.0, vanish_s=0.1))
+        outside = an_outside(
+            Plan(appear_after_s=0.3, run_for_s=0.4), Patience(5.0, appear_s=5.0, vanish_s=0.1)
+        )
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
                 assert await within(start(runner, a_job())) is JobState.SUCCESS
@@ -295,7 +297,8 @@ def test_500_jobs_share_their_beats_and_their_looks(database: Database) -> None:
 def test_an_outcome_whose_first_write_was_answered_too_late_is_ours_all_the_same(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, lost = statements.end, []
+    real = statements.end
+    lost: list[bool] = []
 
     def end(connection: Any, *arguments: Any, **options: Any) -> bool:
         written = real(connection, *arguments, **options)
@@ -364,7 +367,10 @@ def test_a_step_that_crashes_gives_its_error_and_falls_silent(
                     await within(start(runner, job))
                 silent = row_of(sqlite_database, job.id)["latest_heartbeat"]
                 await asyncio.sleep(0.4)
-                assert look(sqlite_database, job.id, "state", "latest_heartbeat") == (JobState.RUNNING, silent)
+                assert look(sqlite_database, job.id, "state", "latest_heartbeat") == (
+                    JobState.RUNNING,
+                    silent,
+                )
         assert "a step went wrong" in caplog.text
 
     asyncio.run(main())
@@ -389,7 +395,8 @@ def test_a_step_that_is_cancelled_from_within_does_not_hang(
 def test_an_answer_that_is_not_taken_does_not_end_the_watching(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, failed = Answers.on_answer, []
+    real = Answers.on_answer
+    failed: list[bool] = []
 
     def on_answer(self: Answers, *arguments: Any) -> None:
         if not failed:

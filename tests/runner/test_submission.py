@@ -320,7 +320,10 @@ def test_a_slow_answer_is_recorded_whoever_owns_the_job_by_then(
 
 # --- crashes between the steps -------------------------------------------------------------------
 
-def hold(monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool) -> tuple[threading.Event, threading.Event]:
+
+def hold(
+    monkeypatch: pytest.MonkeyPatch, name: str, *, after: bool
+) -> tuple[threading.Event, threading.Event]:
     """Let the first call of a statement hang, before or after it did its work."""
     real, arrived, go = getattr(statements, name), threading.Event(), threading.Event()
 
@@ -370,7 +373,8 @@ def test_a_crash_at_any_statement_of_a_submission_leaves_one_job(
 def test_a_write_whose_answer_was_lost_is_made_again_and_does_no_harm(
     database: Database, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    real, lost = getattr(statements, name), []
+    real = getattr(statements, name)
+    lost: list[Any] = []
 
     def answer_lost(connection: Any, *arguments: Any) -> Any:
         answer = real(connection, *arguments)
@@ -400,7 +404,8 @@ def test_the_time_to_send_counts_from_the_intent_that_was_stored_at_last(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that is away for long before it takes the intent puts nothing in doubt."""
-    real, failed = statements.begin_submit, []
+    real = statements.begin_submit
+    failed: list[bool] = []
 
     def begin_submit(*arguments: Any) -> Any:
         if len(failed) < 3:

@@ -79,7 +79,9 @@ class ProcessBackend:
         try:
             file = await asyncio.to_thread(log_path(external_id).open, "rb")
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, so no path
-            return
+            if RecordDirectory(external_id).exists():
+                return  # nothing was ever started in it
+            raise BackendError(f"the record directory {external_id} with its output is gone") from None
         except OSError as error:
             msg = f"{log_path(external_id)} cannot be read ({error.strerror}): make it readable for this user"
             raise BackendError(msg) from error

@@ -111,7 +111,7 @@ def _ended(
     word = f"exited {ended.code}" if name is None else name if name.startswith("signal") else f"signal {name}"
     message = f"exit code {ended.code}" if name is None else f"killed by {name}"
     if cancel is not None and start.command in cancel.tree:
-        return Observation(Phase.CANCELLED, word, f"{message} after it was cancelled", detail)
+        return Observation(Phase.CANCELLED, word, message if name is None else f"ended by {name}", detail)
     if ended.disk_full:
         message += f"; the disk of its log was full: free space under {directory.path}"
     return Observation(Phase.FAILED, word, message, detail)

@@ -62,5 +62,8 @@ def check_spec(spec: dict[str, Any]) -> ProcessSpec:
     try:
         return ProcessSpec.model_validate(spec)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        )
         raise SpecError(f"The process job cannot be run as described: {wrong}.") from None
