@@ -1,5 +1,6 @@
 """Finding orphans: a job counts as one only after standing still for a whole grace before our own eyes."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,12 +9,20 @@ from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import UsageError
+from jobrunner.database import Database
+from jobrunner.errors import DatabaseError, UsageError
+from jobrunner.logs import get_logger
 from jobrunner.settings import get_settings
 from jobrunner.statements import Claim, Owner, Sighting
+from jobrunner.states import JobState
 
 if TYPE_CHECKING:
     from jobrunner.models import MonitorJob
+
+log = get_logger(__name__)
+
+LOOK_S = 0.5
+"""Seconds between two looks at a job that may be an orphan, or less for one that beats faster."""
 
 _LEAST_GAP_S = 3.0
 
@@ -75,3 +84,44 @@ def claim(connection: Connection, row: RowMapping, owner: Owner, orphan: Sightin
     if orphan is not None:
         return statements.adopt(connection, orphan, owner, row["host_id"])
     return statements.claim_queued(connection, row["id"], owner, row["host_id"])
+
+
+def lose_with_its_host(connection: Connection, row: RowMapping, orphan: Sighting) -> bool:
+    """End as `lost` an orphan whose work only its own host can see, silent for `host_grace_s` by now."""
+    if identity.can_serve(row["host_id"]):
+        return False
+    silent_s = (statements.now(connection) - row["latest_heartbeat"]).total_seconds()
+    if silent_s < get_settings().host_grace_s:
+        return False
+    why = f"its host {row['hostname']} has been silent for {silent_s / 3600:.1f} h"
+    return statements.lose(connection, orphan, identity.who(), why)
+
+
+def see_off(database: Database, job_id: int) -> JobState:
+    """Wait for the end of a job that runs its own code; end it as `lost` once it is an orphan.
+
+    Nobody can go on with its code, and nobody outside can be asked what became of it.
+    """
+    count = StandStill(database.settings.grace_multiplier)
+    failing = False
+    while True:
+        look_s = LOOK_S
+        try:
+            with database.write() as connection:
+                row = statements.get(connection, job_id)
+                state = JobState(row["state"])
+                if state.is_terminal:
+                    return state
+                look_s = min(LOOK_S, row["heartrate"] / 4)
+                orphan = count.look(row) if state is JobState.RUNNING else None
+                if orphan is not None:
+                    why = f"its process on {row['hostname']} fell silent, and nobody can go on with its code"
+                    statements.lose(connection, orphan, identity.who(), why)
+                    continue
+            failing = False
+        except DatabaseError as error:
+            count.restart()
+            if not failing:
+                log.warning("the job cannot be looked at", job=job_id, error=error)
+            failing = True
+        time.sleep(look_s)

@@ -13,17 +13,14 @@ from jobrunner import statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseError, JobNotFound, Released, UsageError, error_of_end
 from jobrunner.logs import get_logger
-from jobrunner.models import MonitorJob
-from jobrunner.models.base_job import object_of
+from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.rows import is_stored, refresh, store
 from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Owner, new_owner
 from jobrunner.states import JobState
-from jobrunner.sweeper import StandStill, check_servable, claim
+from jobrunner.sweeper import LOOK_S, StandStill, check_servable, claim, lose_with_its_host, see_off
 
 log = get_logger(__name__)
-
-_LOOK_S = 0.5
 
 OnExit = Literal["release", "kill"]
 Taken = tuple[Claim, RowMapping]
@@ -58,19 +55,34 @@ class LocalExecutor:
         An orphan is adopted after it has stood still for a whole grace. Raises as `run_monitor_job`,
         and `UsageError` for a job that only another host, or no other process, can serve.
         """
-        with get_database().read() as connection:
-            row = statements.get(connection, job_id)
-        job = object_of(row)
+        job = BaseJob.get(job_id)
+        if isinstance(job, UnknownJob) and job.adoptable:
+            raise UsageError(
+                f"Job {job_id} is of the type {job.job_type!r}, which is not installed here: install what "
+                "registers it under `jobrunner.jobs`."
+            )
         if not isinstance(job, MonitorJob):
             raise UsageError(
-                f"Job {job_id} is a {row['job_type']}, which runs its own code: it cannot be attached to."
+                f"Job {job_id} is a {job.job_type}, which runs its own code and cannot be taken over: "
+                f"`jobrunner wait {job_id}` waits for its end."
             )
         watch = self._watch(job, type(self).__name__)
         self._run(watch, watch.come_to_own)
 
     def finish_kill(self, job_id: int) -> None:
-        """See to the end of a job that carries the kill flag, doing the cancelling where nobody is home."""
-        self.attach(job_id)
+        """See to the end of a job that carries the kill flag, doing the cancelling where nobody is home.
+
+        An orphan that runs its own code cannot be cancelled, nor taken over: it ends as `lost`, after
+        it has stood still for a whole grace. Raises as `attach`.
+        """
+        job = BaseJob.get(job_id)
+        if job.adoptable:
+            self.attach(job_id)
+            return
+        state = see_off(get_database(), job_id)
+        error = error_of_end(job_id, state, job.reload().message)
+        if error is not None:
+            raise error
 
     def _watch(self, job: MonitorJob, executor_class: str) -> "_Watch":
         started = self.on_started or (lambda _job_id: None)
@@ -182,7 +194,7 @@ class _Watch:
                 if found is not None:
                     return found
             with suppress(TimeoutError):
-                async with asyncio.timeout(min(_LOOK_S, self.job.heartrate / 4)):
+                async with asyncio.timeout(min(LOOK_S, self.job.heartrate / 4)):
                     await self._stop.wait()
         raise self._released()
 
@@ -195,8 +207,10 @@ class _Watch:
         orphan = count.look(row) if state is JobState.RUNNING else None
         if state is JobState.RUNNING and orphan is None:
             return None
-        check_servable(self.job, row["host_id"])
         with self._database.write() as connection:
+            if orphan is not None and lose_with_its_host(connection, row, orphan):
+                return JobState.LOST
+            check_servable(self.job, row["host_id"])
             claimed = claim(connection, row, self._owner, orphan)
             return None if claimed is None else (claimed, statements.get(connection, self.job.id))
 

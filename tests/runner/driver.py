@@ -88,7 +88,7 @@ def main() -> int:
                 executor=executor,
                 heartrate=order.get("heartrate", 0.5),
                 poll_interval=0.1,
-                stop_grace=5,
+                stop_grace=2,
             )
             job.run()
             job_id = job.id

@@ -233,11 +233,11 @@ def test_an_outage_of_the_backend_silences_nobody(sqlite_database: Database) -> 
                 job = a_job(heartrate=0.2)
                 external_id, end = await watched(runner, outside, job)
                 faults = [outside.order(Fault.ERROR, times=None)]
-                for _ in range(8):
+                for _ in range(5):
                     await beats(sqlite_database, job.id, 1.0)
                 faults[0].stop()
                 faults = [outside.order(Fault.TIMEOUT, times=None)]
-                for _ in range(8):
+                for _ in range(5):
                     await beats(sqlite_database, job.id, 1.0)
                 faults[0].stop()
                 outside.succeed(external_id)

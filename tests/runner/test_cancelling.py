@@ -323,8 +323,18 @@ def test_a_deadline_that_passed_before_the_submission_submits_nothing(sqlite_dat
     asyncio.run(main())
 
 
-def test_the_first_cause_of_a_cancellation_stands(sqlite_database: Database) -> None:
+def test_the_first_cause_of_a_cancellation_stands_and_one_alone_asks(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = statements.begin_cancel
+    begun: list[str] = []
+
+    def begin_cancel(connection: Any, claim: Any, cause: str) -> Any:
+        begun.append(cause)
+        return real(connection, claim, cause)
+
     async def main() -> None:
+        monkeypatch.setattr(statements, "begin_cancel", begin_cancel)
         outside = an_outside(Plan(ignores_cancel=True))
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
@@ -335,6 +345,7 @@ def test_the_first_cause_of_a_cancellation_stands(sqlite_database: Database) -> 
                 await asyncio.sleep(0.8)
                 outside.advance(external_id, Phase.CANCELLED)
                 assert await within(end) is JobState.KILLED
+        assert begun == ["kill"]
 
     asyncio.run(main())
 

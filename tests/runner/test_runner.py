@@ -322,32 +322,37 @@ def test_an_outcome_whose_first_write_was_answered_too_late_is_ours_all_the_same
 
 
 def test_an_older_look_is_never_written_over_the_last_one(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, held, go = statements.observe, threading.Event(), threading.Event()
+    """The write of an older look hangs, and would come between that of the last one and the end."""
+    real = statements.observe
+    held, go, older_written = threading.Event(), threading.Event(), threading.Event()
 
     def observe(connection: Any, *arguments: Any, **options: Any) -> bool:
         if options["external_state"] == "RUNNING" and not held.is_set():
             held.set()
-            go.wait(10)
-        return real(connection, *arguments, **options)
+            go.wait(0.7)
+            written = real(connection, *arguments, **options)
+            older_written.set()
+            return written
+        written = real(connection, *arguments, **options)
+        if options["external_state"] == "SUCCEEDED":
+            go.set()
+            older_written.wait(5)
+        return written
 
     async def main() -> None:
         outside = an_outside()
         with use_backend(outside):
-            async with a_runner(database) as runner:
-                # PostgreSQL takes writes beside each other; on SQLite the held one would keep the other out.
+            async with a_runner(postgres_database) as runner:
                 monkeypatch.setattr(statements, "observe", observe)
                 job = a_job(heartrate=30)
                 end = start(runner, job)
                 await soon(held.is_set)
                 (external_id,) = outside.jobs
                 outside.succeed(external_id)
-                await asyncio.sleep(0.3)
-                go.set()
                 assert await within(end) is JobState.SUCCESS
-                await asyncio.sleep(0.1)
-        assert look(database, job.id, "external_state", "message") == ("SUCCEEDED", "SUCCEEDED")
+        assert look(postgres_database, job.id, "external_state", "message") == ("SUCCEEDED", "SUCCEEDED")
 
     asyncio.run(main())
 
