@@ -9,7 +9,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
-from jobrunner.hints import Hints, Wake
+from jobrunner.hints import Hints, Wake, wait_readable
 from jobrunner.logs import get_logger
 from jobrunner.owned import OwnedJob
 
@@ -18,6 +18,7 @@ log = get_logger(__name__)
 _CHUNK = 10_000  # rows a statement: a longer one holds its locks, and SQLite's only writer, for too long
 _IDLE_S = 60.0
 _CRASH_PAUSE_S = 1.0
+_REST = 20  # times as long as asking for kill flags took, hints are not heeded: a twentieth of a core at most
 
 
 @dataclass(slots=True)
@@ -54,6 +55,7 @@ class Beats:
         self._lock = threading.Lock()
         self._wake = Wake()
         self._stopping = False
+        self._rest_s = 0.0
         self._thread = threading.Thread(target=self._run, name="jobrunner-beats", daemon=True)
 
     def start(self) -> None:
@@ -107,7 +109,10 @@ class Beats:
     def _round(self, hints: Hints) -> None:
         with self._lock:
             wait_s = min((group.pacer.remaining_s() for group in self._groups.values()), default=_IDLE_S)
-        if wait_s > 0:
+        if wait_s > 0 and self._rest_s > 0:
+            wait_readable([], self._wake, min(wait_s, self._rest_s))
+            self._rest_s = 0.0
+        elif wait_s > 0:
             hinted = hints.wait(wait_s)
             if self._stopping:
                 return
@@ -120,11 +125,14 @@ class Beats:
             self._beat(due, [owned for owned in jobs if _is_making_progress(owned)])
 
     def _ask_for_flags(self) -> None:
+        asked_s = monotonic_s()
         try:
             flagged = self._beater.flagged()
         except DatabaseError as error:
             self._health.failed(error)
             return
+        # On SQLite every commit of anybody is a hint, and the more jobs there are, the more an answer costs.
+        self._rest_s = _REST * (monotonic_s() - asked_s)
         if flagged:
             self._on_flagged(flagged)
 

@@ -26,9 +26,11 @@ log = get_logger(__name__)
 KILL_CHANNEL = "jobrunner_kill"
 _ECHO_CHANNEL = "jobrunner_echo"
 _ECHO_S = 2.0
+_ECHO_EVERY_S = 60.0
+"""How often a listener proves anew that it hears: a silent proxy leaves a connection that looks well."""
 _CONNECT_S = 2
 """How long a connection for listening may take: the beat is waiting meanwhile."""
-_SQLITE_LOOK_S = 0.02
+_SQLITE_LOOK_S = 0.03
 _DEAF_LOOK_S = 1.0
 _MEND_S = 15.0
 """How long a deaf listener waits before it tries to hear again."""
@@ -87,7 +89,7 @@ class Hints:
         # Deaf: say "look" once a second; the caller's own wait bounds it.
         rest_s = min(until_s - monotonic_s(), _DEAF_LOOK_S)
         if rest_s > 0:
-            _wait_readable([], self._wake, rest_s)
+            wait_readable([], self._wake, rest_s)
         return True
 
     def close(self) -> None:
@@ -95,7 +97,7 @@ class Hints:
         self._ear.close()
 
 
-def _wait_readable(readers: list[int], wake: Wake | None, timeout_s: float) -> bool:
+def wait_readable(readers: list[int], wake: Wake | None, timeout_s: float) -> bool:
     """Wait; True when one of `readers` can be read, or `wake` was set (and then it is cleared)."""
     every = readers if wake is None else [*readers, wake.fileno()]
     if not every:
@@ -124,6 +126,7 @@ class _SqliteEar(_Ear):
     def __init__(self, database: Database) -> None:
         self._database = database
         self._held: Connection | None = None
+        self._bare: Any = None
         self._version: int | None = None
 
     def wait(self, until_s: float, wake: Wake | None) -> bool:
@@ -134,22 +137,22 @@ class _SqliteEar(_Ear):
             rest_s = until_s - monotonic_s()
             if changed or rest_s <= 0:
                 return changed
-            if _wait_readable([], wake, min(rest_s, _SQLITE_LOOK_S)):
+            if wait_readable([], wake, min(rest_s, _SQLITE_LOOK_S)):
                 return False
 
     def _ask(self) -> int:
         if self._held is None:
             self._held = self._database.held()
-        # Past SQLAlchemy: this is asked fifty times a second, and must cost nothing.
-        bare: Any = self._held.connection.dbapi_connection
+            self._bare = self._held.connection.dbapi_connection
         try:
-            ((version,),) = bare.execute("PRAGMA data_version").fetchall()
+            # Past SQLAlchemy: this is asked thirty times a second, and must cost nothing.
+            ((version,),) = self._bare.execute("PRAGMA data_version").fetchall()
         except sqlite3.Error as error:
             raise DatabaseError(str(error)) from error
         return int(version)
 
     def close(self) -> None:
-        held, self._held, self._version = self._held, None, None
+        held, self._held, self._bare, self._version = self._held, None, None, None
         if held is not None:
             held.close()
 
@@ -165,6 +168,7 @@ class _PostgresEar(_Ear):
         self._word = b""
         self._echo_until_s = math.inf
         """Until when the echo may come; infinite once it came."""
+        self._next_echo_s = 0.0
 
     def wait(self, until_s: float, wake: Wake | None) -> bool:
         import psycopg
@@ -173,8 +177,10 @@ class _PostgresEar(_Ear):
             if self._connection is None:
                 self._connect()
                 return True  # what was set while nobody listened
+            if monotonic_s() >= self._next_echo_s:
+                self._call_for_echo()
             limit_s = min(until_s, self._echo_until_s)
-            _wait_readable([self._connection.fileno()], wake, limit_s - monotonic_s())
+            wait_readable([self._connection.fileno()], wake, limit_s - monotonic_s())
             heard = self._hear()
         except psycopg.Error as error:
             raise DatabaseError(str(error).strip()) from error
@@ -197,11 +203,15 @@ class _PostgresEar(_Ear):
         self._connection = connection_class(self._database.settings.call_timeout_s).connect(**arguments)
         self._connection.execute(f"LISTEN {KILL_CHANNEL}")
         self._connection.execute(f"LISTEN {_ECHO_CHANNEL}")
+        self._call_for_echo()
+
+    def _call_for_echo(self) -> None:
         word = uuid.uuid4().hex
         with self._database.read() as connection:
             connection.execute(sql_select(func.pg_notify(_ECHO_CHANNEL, word)))
         self._word = word.encode()
         self._echo_until_s = monotonic_s() + _ECHO_S
+        self._next_echo_s = monotonic_s() + _ECHO_EVERY_S
 
     def _hear(self) -> bool:
         """Take in what came, without waiting; True when a kill flag was among it."""
