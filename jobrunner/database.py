@@ -129,7 +129,9 @@ def translate(error: SQLAlchemyError, shown_url: str) -> DatabaseError:
                 f"The schema of {shown_url} does not fit ({reason}): run `jobrunner db upgrade`."
             )
         if _is_outage(error):
-            return DatabaseUnavailable(f"The database {shown_url} cannot be used now: {reason}")
+            # Without a statement it was the connection itself that failed.
+            hint = ": see that it runs, and that database_url is right" if error.statement is None else ""
+            return DatabaseUnavailable(f"The database {shown_url} cannot be used now ({reason}){hint}.")
     if isinstance(error, PoolTimeoutError):
         return DatabaseUnavailable(f"The database {shown_url} gave no connection in time: {reason}")
     return DatabaseError(f"The database {shown_url} refused: {reason}")

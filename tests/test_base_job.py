@@ -411,11 +411,15 @@ def test_wait_returns_the_state_in_which_it_ended(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "error"),
-    [(JobState.FAILED, JobFailed), (JobState.KILLED, JobKilled), (JobState.LOST, JobLost)],
+    ("state", "error", "how"),
+    [
+        (JobState.FAILED, JobFailed, "failed"),
+        (JobState.KILLED, JobKilled, "was killed"),
+        (JobState.LOST, JobLost, "was lost"),
+    ],
 )
 def test_the_result_of_a_job_that_ended_badly_is_an_error_that_names_it(
-    database: Database, state: JobState, error: type[JobFailed]
+    database: Database, state: JobState, error: type[JobFailed], how: str
 ) -> None:
     from jobrunner import statements
     from tests.helpers import a_running_job
@@ -423,7 +427,7 @@ def test_the_result_of_a_job_that_ended_badly_is_an_error_that_names_it(
     claim, _ = a_running_job(database, job_type="CodeJob")
     with database.write() as connection:
         assert statements.end(connection, claim, state, "the disk was full")
-    with pytest.raises(error, match=f"Job {claim.job_id} was {state}: the disk was full") as caught:
+    with pytest.raises(error, match=f"Job {claim.job_id} {how}: the disk was full") as caught:
         CodeJob.get(claim.job_id).result()
     assert caught.value.job_id == claim.job_id
 
@@ -531,3 +535,24 @@ def test_a_beat_only_if_necessary_is_sent_when_it_is_due(database: Database) -> 
         assert job.latest_heartbeat > before
 
     CodeJob(code, heartrate=0.05).run()
+
+
+def test_a_class_says_in_its_body_or_its_statement_that_it_is_adoptable() -> None:
+    class SaysSoInside(BaseJob):
+        adoptable = True
+
+    class SaysSoOutside(BaseJob, adoptable=True):
+        pass
+
+    class SaysNothing(BaseJob):
+        pass
+
+    class Below(SaysSoInside):
+        pass
+
+    assert [kind(heartrate=1).adoptable for kind in (SaysSoInside, SaysSoOutside, SaysNothing, Below)] == [
+        True,
+        True,
+        False,
+        True,
+    ]

@@ -80,7 +80,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
 
 def test_an_installed_wheel_works_from_an_empty_directory(wheel: Path, tmp_path: Path) -> None:
     assert UV is not None
-    venv, here, data = tmp_path / "venv", tmp_path / "empty", tmp_path / "data"
+    venv, here, data = tmp_path / "venv", tmp_path / "nowhere", tmp_path / "data"
     here.mkdir()
     _run(UV, "venv", "--quiet", venv, cwd=here)
     python = venv / "bin" / "python"

@@ -100,8 +100,15 @@ def complete_types(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in registry.job_type_names() if name.startswith(incomplete)]
 
 
-JOB_ID = click.IntRange(min=1, max=2**63 - 1)
-"""A job's id, as both databases can hold it."""
+class _JobId(click.IntRange):
+    name = "job id"
+
+    def __init__(self) -> None:
+        super().__init__(min=1, max=2**63 - 1)  # what both databases can hold
+
+
+JOB_ID = _JobId()
+"""A job's id."""
 
 
 def job_type_option(command: Callable[..., Any]) -> Callable[..., Any]:

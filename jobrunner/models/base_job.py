@@ -40,7 +40,8 @@ class BaseJob(Base):
 
     `executor`: what runs it; its class's name is kept. `heartrate`: seconds between beats, kept in
     the row; without it the settings say. `name`, `dag_id`, `parent_id`: labels, and the job that
-    enqueued this one. `timeout`: seconds from being stored to the deadline.
+    enqueued this one. `timeout`: seconds from being stored to the deadline. A class whose code stands
+    running twice says `adoptable = True`: another runner may then run it again after its own died.
     Raises `UsageError` on a heartrate that cannot be kept.
     """
 
@@ -106,15 +107,30 @@ class BaseJob(Base):
 
     __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_abstract": True}  # noqa: RUF012  # SQLAlchemy's form
 
-    may_be_adopted: ClassVar[bool] = False
-    """Whether another runner may run it again after its own died: its code must stand running twice."""
-
+    _is_adoptable: ClassVar[bool] = False
     executor: Any = None
     timeout: float | None = None
     _own: OwnRun | None = None
 
-    def __init_subclass__(cls, *, abstract: bool = False, job_type: str | None = None, **kwargs: Any) -> None:
-        """Map the subclass to the job type of its name; `abstract`: only its own subclasses have jobs."""
+    def __init_subclass__(
+        cls,
+        *,
+        abstract: bool = False,
+        job_type: str | None = None,
+        adoptable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Map the subclass to the job type of its name; `abstract`: only its own subclasses have jobs.
+
+        `adoptable`: another runner may run such a job again after its own died, because its code
+        stands running twice. `adoptable = True` in the class's body says the same.
+        """
+        in_body = cls.__dict__.get("adoptable")
+        if isinstance(in_body, bool):
+            del cls.adoptable  # there it would hide the column
+            adoptable = in_body
+        if adoptable is not None:
+            cls._is_adoptable = adoptable
         if "__mapper_args__" not in cls.__dict__:
             identity_ = (
                 {"polymorphic_abstract": True}
@@ -137,7 +153,7 @@ class BaseJob(Base):
             "executor_class": "LocalExecutor" if executor is None else type(executor).__name__,
             "hostname": identity.hostname(),
             "unixname": identity.unixname(),
-            "adoptable": self.may_be_adopted,
+            "adoptable": self._is_adoptable,
             "claims": 0,
         }.items():
             kwargs.setdefault(key, value)

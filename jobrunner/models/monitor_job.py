@@ -11,7 +11,7 @@ from jobrunner.redaction import find_secret
 from jobrunner.settings import ConnectionSettings, get_settings
 
 
-class MonitorJob(BaseJob, abstract=True):
+class MonitorJob(BaseJob, abstract=True, adoptable=True):
     """A job that a backend does. Abstract: a subclass names its `backend_kind` and makes the `spec`.
 
     `spec`: what to submit, JSON; a secret in it is refused. `connection`: the name of a configured
@@ -25,7 +25,6 @@ class MonitorJob(BaseJob, abstract=True):
     """Seconds between looks, where neither the job nor the settings say."""
     runs_on_this_host: ClassVar[bool] = False
     """Whether the work is bound to the host that submits it."""
-    may_be_adopted: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """`LocalExecutor` in the test's own process: running, attaching, signals."""
 
+import datetime as dt
 import os
 import signal
 import threading
@@ -28,7 +29,17 @@ from jobrunner.models import BaseJob
 from jobrunner.settings import configure
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
-from tests.helpers import a_running_job, insert_job, plain_sql, row_of, until
+from tests.helpers import (
+    CodeJob,
+    Run,
+    a_running_job,
+    beat_for_ever,
+    events_of,
+    insert_job,
+    plain_sql,
+    row_of,
+    until,
+)
 from tests.postgres import Postgres
 from tests.proxy import Proxy
 from tests.runner.support import SOON, a_job, an_outside
@@ -279,9 +290,48 @@ def test_attaching_to_a_job_that_is_not_there_is_said(database: Database) -> Non
 
 
 def test_a_users_own_job_cannot_be_attached_to(database: Database) -> None:
-    job_id = insert_job(database, job_type="SomebodysOwnJob")
+    job_id = insert_job(database, job_type="SomebodysOwnJob", adoptable=False)
     with pytest.raises(UsageError, match="SomebodysOwnJob, which runs its own code"):
         LocalExecutor().attach(job_id)
+
+
+def test_a_job_of_a_type_that_is_not_installed_is_told_from_one_that_runs_code(database: Database) -> None:
+    job_id = insert_job(database, job_type="OfAnotherHouse")
+    with pytest.raises(UsageError, match="'OfAnotherHouse', which is not installed here"):
+        LocalExecutor().attach(job_id)
+
+
+def test_an_orphan_that_runs_its_own_code_is_lost_once_somebody_sees_to_its_kill(
+    database: Database, database_url: str
+) -> None:
+    claim, _ = a_running_job(database, job_type="SomebodysOwnJob", adoptable=False, heartrate=0.2)
+    began = time.monotonic()
+    with pytest.raises(JobLost, match="nobody can go on with its code"):
+        LocalExecutor().finish_kill(claim.job_id)
+    assert time.monotonic() - began >= 0.2 * 2.1  # a whole grace, seen by ourselves
+    assert row_of(database, claim.job_id)["end_date"] is not None
+    assert events_of(database_url, claim.job_id)[-1] == ("running", "lost")
+
+
+def test_a_users_own_job_that_lives_is_left_to_its_owner(database: Database) -> None:
+    with Run(CodeJob(beat_for_ever, heartrate=0.1)) as run:
+        run.job.request_kill(reason="enough")
+        with pytest.raises(JobKilled, match="enough"):
+            LocalExecutor().finish_kill(run.job.id)
+
+
+def test_the_job_of_a_host_that_stays_silent_is_lost_after_the_grace_for_hosts(
+    database: Database, database_url: str
+) -> None:
+    configure(host_grace_s=5)
+    values = {"job_type": "ProcessMonitorJob", "host_id": "mars/boot/1", "hostname": "mars", "heartrate": 0.2}
+    claim, _ = a_running_job(database, connection="process_default", **values)
+    with pytest.raises(UsageError, match="on that host"):
+        LocalExecutor().attach(claim.job_id)
+    long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=3)
+    plain_sql(database_url, f"UPDATE job SET latest_heartbeat = '{long_ago:%Y-%m-%d %H:%M:%S}+00:00'")
+    with pytest.raises(JobLost, match=r"has been silent for 3\.0 h"):
+        LocalExecutor().attach(claim.job_id)
 
 
 def test_a_follower_that_is_stopped_leaves_the_owner_alone(database: Database) -> None:
