@@ -33,6 +33,7 @@ class ExitCode(IntEnum):
     KILLED = 3
     LOST = 4
     TIMED_OUT = 5
+    HUNG_UP = 128 + signal.SIGHUP
     INTERRUPTED = 128 + signal.SIGINT
     TERMINATED = 128 + signal.SIGTERM
 
@@ -44,6 +45,7 @@ MEANINGS = {
     ExitCode.KILLED: "the job ended as `killed`",
     ExitCode.LOST: "the job ended as `lost`: nobody knows how its work ended",
     ExitCode.TIMED_OUT: "the time to wait was over before the job was",
+    ExitCode.HUNG_UP: "its terminal was closed; a monitor job was released, and its work goes on",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C; a monitor job was released, and its work goes on",
     ExitCode.TERMINATED: "stopped by SIGTERM; a monitor job was released, and its work goes on",
 }

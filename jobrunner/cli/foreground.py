@@ -35,14 +35,18 @@ def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
     return ExitCode.SUCCESS
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as what ends a user's code just as Ctrl-C does."""
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, as what ends a user's code just as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
 
 
 def run_own_code(run: Callable[[], None], live: Live) -> int:
     """Run a user's own job in this process, say how it ended, and return the exit code."""
     try:
-        with _sigterm_as_interrupt():
+        with _stops_as_interrupts():
             run()
     except JobrunnerError as error:
         row = live.finish()
@@ -51,7 +55,7 @@ def run_own_code(run: Callable[[], None], live: Live) -> int:
         return code_of(error) if isinstance(error, JobEndedBadly) else _code_of(row["state"])
     except KeyboardInterrupt as error:
         live.finish()
-        return ExitCode.TERMINATED if isinstance(error, _Terminated) else ExitCode.INTERRUPTED
+        return 128 + error.number if isinstance(error, _Stopped) else ExitCode.INTERRUPTED
     except SystemExit:
         live.finish()
         return ExitCode.FAILED
@@ -70,12 +74,16 @@ def _code_of(state: JobState) -> int:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise _Terminated("stopped by SIGTERM")
+def _stops_as_interrupts() -> Iterator[None]:
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise _Stopped(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -51,8 +51,8 @@ def process(
 ) -> int:
     """Start a command on this host, in a session of its own, and watch it to its end.
 
-    The command outlives this process: Ctrl-C or SIGTERM release it, and `jobrunner attach` takes it
-    over again. Durations are such as 90s, 45m or 12h; a bare number is seconds.
+    The command outlives this process: Ctrl-C, SIGTERM or a closed terminal release it, and `jobrunner
+    attach` takes it over again. Durations are such as 90s, 45m or 12h; a bare number is seconds.
     """
     from jobrunner import registry
     from jobrunner.cli.foreground import watch_to_the_end

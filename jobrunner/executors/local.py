@@ -22,6 +22,9 @@ from jobrunner.sweeper import LOOK_S, StandStill, check_servable, claim, lose_wi
 
 log = get_logger(__name__)
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The signals that tell a foreground runner to stop."""
+
 OnExit = Literal["release", "kill"]
 Taken = tuple[Claim, RowMapping]
 
@@ -29,8 +32,9 @@ Taken = tuple[Claim, RowMapping]
 class LocalExecutor:
     """Runs one monitor job in this process's event loop, from its claim to its end.
 
-    `on_exit`: what SIGTERM or Ctrl-C means for the work: `release` leaves it running, to be attached
-    to; `kill` kills it and waits until it has ended; a second signal releases it at once.
+    `on_exit`: what SIGTERM, Ctrl-C or a closed terminal means for the work: `release` leaves it
+    running, to be attached to; `kill` kills it and waits until it has ended; a second signal releases
+    it at once.
     `on_started` is called with the job's id as soon as it stands in the database.
     """
 
@@ -223,9 +227,10 @@ class _Watch:
     def _handle_signals(self) -> Callable[[], None]:
         if threading.current_thread() is not threading.main_thread():
             return lambda: None  # signals are the main thread's: whoever it is handles them
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
+        # A closed terminal is a stop, too; what is ignored (nohup, a shell's background) stays ignored.
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+        for number in before:
             self._loop.add_signal_handler(number, self._on_signal, number)
 
         def restore() -> None:

@@ -174,7 +174,23 @@ def test_run_works_from_another_thread_and_leaves_the_signals_alone(sqlite_datab
 # --- signals -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_closed_terminal_that_is_ignored_as_by_nohup_stops_nothing(sqlite_database: Database) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        job = a_job()
+        with use_backend(an_outside(Plan(run_for_s=1.0))):
+            sender = signal_soon(
+                lambda: job.id and row_of(sqlite_database, job.id)["external_state"], signal.SIGHUP
+            )
+            job.run()
+            sender.join()
+        assert job.state is JobState.SUCCESS
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_releases_the_job_and_the_former_handlers_come_back(
     database: Database, number: signal.Signals
 ) -> None:
