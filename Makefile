@@ -21,7 +21,7 @@ export UV_PYTHON := $(CURDIR)/$(BIN)/python
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-6s  %s\n", $$1, $$2}'
 
-demo: $(READY)  ## start a few jobs, lose a runner, kill one: what jobrunner does, in a minute
+demo: $(READY)  ## start a few jobs, kill one, see what there is: ten seconds
 	@$(BIN)/python -m jobrunner.demo
 
 test: $(READY)  ## all tests, in random order
@@ -37,7 +37,7 @@ check: $(READY)  ## lint, format, types, the layers, the migrations, the lock fi
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check
 	$(BIN)/uv lock --check
 
-bench: $(READY)  ## measure: beats, claims, bulk watching, beside the raw driver
+bench: $(READY)  ## measure: beats, kills, questions, beside the raw driver
 	@$(BIN)/python -m bench
 
 docs: $(READY)  ## build the pages into docs/_build/html

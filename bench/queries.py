@@ -37,11 +37,13 @@ QUESTIONS: dict[str, Callable[[Connection], object]] = {
     "list --dag-id": lambda c: queries.listed(c, _GRACE, dag_id="dag 7"),
     "list --since 30s, with few to show": lambda c: queries.listed(c, _GRACE, since_s=30.0),
     "list --since 1h": lambda c: queries.listed(c, _GRACE, since_s=3600.0),
-    "check (as the command asks: all that are alive)": lambda c: queries.alive_ids(c, _GRACE),
-    "check --job-type --hostname": lambda c: queries.alive_ids(
+    "check --allow-multiple: all that are alive": lambda c: queries.alive_ids(c, _GRACE),
+    "check --allow-multiple --job-type --hostname": lambda c: queries.alive_ids(
         c, _GRACE, job_types=["BatchMonitorJob"], hostname="host-7"
     ),
-    "alive_ids, limit 2": lambda c: queries.alive_ids(c, _GRACE, limit=2),
+    "check": lambda c: queries.alive_ids(c, _GRACE, limit=2),
+    # A grace of nothing: every running job is judged, and none is alive.
+    "check, and all 10,000 are silent": lambda c: queries.alive_ids(c, 1e-9, limit=2),
 }
 
 
