@@ -10,7 +10,7 @@ from sqlalchemy import Connection, RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobrunner import statements
-from jobrunner.clock import monotonic_s
+from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError, UsageError
 from jobrunner.logs import get_logger
@@ -42,6 +42,31 @@ def check_grace(grace_multiplier: float) -> None:
         raise UsageError(
             f"A grace of {grace_multiplier} heartrates would declare every job dead between two beats: "
             "give more than 1, such as 2.1."
+        )
+
+
+_warned_of_skew = False
+
+
+def warn_of_skew(database: Database, heartrate: float) -> None:
+    """Warn, once a process, that this host's clock and the database's are over `heartrate` seconds apart.
+
+    Nothing depends on the host's clock; but the times in its logs are not those in the rows.
+    Raises `DatabaseError`.
+    """
+    global _warned_of_skew  # noqa: PLW0603  # it is said once
+    if _warned_of_skew:
+        return
+    before = utcnow()
+    with database.read() as connection:
+        theirs = statements.now(connection)
+    # Theirs lies between two of ours, however long the answer took.
+    skew_s = max((before - theirs).total_seconds(), (theirs - utcnow()).total_seconds())
+    if skew_s > heartrate:
+        _warned_of_skew = True
+        log.warning(
+            f"this host's clock and the database's are {skew_s:.0f} s apart: only the database's counts",
+            database=f"{theirs:%Y-%m-%d %H:%M:%SZ}",
         )
 
 

@@ -17,6 +17,7 @@ from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, DatabaseError
+from jobrunner.heartbeat import warn_of_skew
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_back, has_callback
 from jobrunner.outcome import Verdict, write_end
@@ -69,6 +70,8 @@ class Runner:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self.beats.start()
+        with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
+            await asyncio.to_thread(warn_of_skew, self.database, self.database.settings.heartrate)
         self.spawn(self.cancelling.keep_deadlines())
         return self
 

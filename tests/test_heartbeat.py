@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from jobrunner import heartbeat
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, UsageError
@@ -311,3 +312,34 @@ def test_a_job_beats_on_while_its_row_is_held_locked(postgres_database: Database
             assert row_of(postgres_database, run.job.id)["latest_heartbeat"] == held
         until(lambda: row_of(postgres_database, run.job.id)["latest_heartbeat"] > held)
         run.job.request_kill()
+
+
+# --- clocks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_host_whose_clock_is_wrong_is_warned_once_and_judged_as_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hours: int
+) -> None:
+    wrong = dt.timedelta(hours=hours)
+    monkeypatch.setattr(heartbeat, "_warned_of_skew", False)
+    monkeypatch.setattr(heartbeat, "utcnow", lambda: dt.datetime.now(dt.UTC) + wrong)
+    told: list[bool] = []
+
+    def beat_once(job: CodeJob) -> None:
+        job.heartbeat()
+        told.append(job.is_alive())
+
+    for _ in range(2):
+        CodeJob(beat_once, heartrate=0.1).run()
+    assert told == [True, True]
+    assert caplog.text.count("s apart") == 1
+    assert "the database's are 10800 s apart" in caplog.text
+
+
+def test_a_host_whose_clock_is_right_is_not_warned(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "_warned_of_skew", False)
+    CodeJob(heartrate=0.5).run()
+    assert "apart" not in caplog.text

@@ -21,7 +21,7 @@ from jobrunner.errors import (
     UsageError,
     error_of_end,
 )
-from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
+from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of_skew
 from jobrunner.hints import Hints
 from jobrunner.logs import get_logger
 from jobrunner.models.rows import is_stored, refresh, store
@@ -242,6 +242,8 @@ def _begin(job: "BaseJob") -> OwnRun:
     refresh(job, row)
     if claim is None:
         raise UsageError(f"Job {job.id} is {job.state}, not queued: only a queued job can be run.")
+    with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
+        warn_of_skew(database, job.heartrate)
     left_s = None
     if job.deadline_at is not None:
         left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
