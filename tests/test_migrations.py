@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,10 +36,12 @@ assert BaseJob.most_recent_job() is None
 
 
 @pytest.fixture
-def unmigrated(empty_database_url: str) -> Database:
+def unmigrated(empty_database_url: str) -> Iterator[Database]:
     """A database without any table of ours."""
     configure(database_url=empty_database_url)
-    return Database(Settings(database_url=empty_database_url))
+    database = Database(Settings(database_url=empty_database_url))
+    yield database
+    database.dispose()
 
 
 def tables_of(url: str) -> set[str]:

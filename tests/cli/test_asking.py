@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
@@ -34,7 +35,7 @@ def put(
     """Put a row into the database, as its table is."""
     if not jobrunner.database.exists():
         assert jobrunner("list").code == 0
-    with sqlite3.connect(jobrunner.database) as connection:
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
         connection.execute(_INSERT, (job_type, name, state, beat, hostname, external_id, message))
 
 
@@ -110,7 +111,7 @@ def test_the_list_is_narrowed_by_each_option(jobrunner: CommandLine) -> None:
 def test_show_has_every_column_the_events_and_the_children(jobrunner: CommandLine) -> None:
     assert jobrunner("start", "process", "--poll-interval", "0.2", "--", "true").code == 0
     put(jobrunner, "queued", name="child")
-    with sqlite3.connect(jobrunner.database) as connection:
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
         connection.execute("UPDATE job SET parent_id = 1 WHERE id = 2")
         columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(job)")}
     shown = jobrunner("show", "1")
@@ -193,7 +194,7 @@ def test_a_job_that_printed_nothing_gets_a_sentence(jobrunner: CommandLine) -> N
 
 def test_the_logs_of_another_host_are_said_to_be_there(jobrunner: CommandLine) -> None:
     put(jobrunner, "running", hostname="other", external_id="/x")
-    with sqlite3.connect(jobrunner.database) as connection:
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
         connection.execute("UPDATE job SET host_id = 'elsewhere/boot/1', connection = 'process_default'")
     assert jobrunner("logs", "1").is_refused("on other")
 

@@ -1,4 +1,5 @@
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_the_schema_goes_up_and_down(jobrunner: CommandLine) -> None:
 
 def test_a_schema_that_differs_is_told(jobrunner: CommandLine) -> None:
     assert jobrunner("db", "upgrade").code == 0
-    with sqlite3.connect(jobrunner.database) as connection:
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
         connection.execute("ALTER TABLE job DROP COLUMN detail")
     answer = jobrunner("db", "check")
     assert answer.code == 1
@@ -35,7 +36,7 @@ def test_prune_deletes_old_jobs_and_never_a_live_one(jobrunner: CommandLine) -> 
     assert jobrunner("db", "upgrade").code == 0
     insert = "INSERT INTO job (job_type, state, heartrate, end_date) VALUES ('X', ?, 5, datetime('now', ?))"
     old = [("success", "-40 days"), ("failed", "-40 days"), ("success", "-1 days"), ("running", "-40 days")]
-    with sqlite3.connect(jobrunner.database) as connection:
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
         connection.executemany(insert, old)
     assert jobrunner("db", "prune", "--older-than", "30d").out == "2 jobs pruned\n"
     assert [row["id"] for row in jobrunner("list", "--json").json] == [4, 3]
@@ -45,7 +46,7 @@ def test_prune_deletes_old_jobs_and_never_a_live_one(jobrunner: CommandLine) -> 
 def test_prune_goes_on_until_nothing_old_is_left(jobrunner: CommandLine) -> None:
     assert jobrunner("db", "upgrade").code == 0
     values = "'X', 'success', 5, datetime('now', '-9 days')"
-    with sqlite3.connect(jobrunner.database) as connection:
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
         connection.executemany(
             f"INSERT INTO job (job_type, state, heartrate, end_date) VALUES ({values})", [()] * 2500
         )

@@ -1,6 +1,7 @@
 import json
 import signal
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_what_cannot_be_started_is_refused_in_one_sentence_and_nothing_is_stored
     arguments, *words = REFUSED[mistake]
     assert own_jobs("start", *arguments).is_refused(*words)
     if own_jobs.database.exists():
-        with sqlite3.connect(own_jobs.database) as connection:
+        with closing(sqlite3.connect(own_jobs.database)) as connection, connection:
             assert connection.execute("SELECT count(*) FROM job").fetchone() == (0,)
 
 
