@@ -52,6 +52,7 @@ clean:  ## remove what was built, and the environment
 
 $(READY): pyproject.toml uv.lock | $(BIN)/uv
 	$(BIN)/uv sync --locked --all-extras --compile-bytecode
+	@$(BIN)/python -m compileall -q jobrunner
 	@touch $@
 
 # uv is in the lock file too: `uv sync` puts the locked version in the place of this first one.
