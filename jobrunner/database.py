@@ -89,7 +89,7 @@ class Database:
             if self.is_sqlite:
                 # A beat lost in a power cut is replaced by the next one: it need not wait for the disk.
                 connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
-            else:
+            elif self.settings.postgres_options:  # behind a pooler it would stay set for others
                 connection.exec_driver_sql("SET synchronous_commit = off")
             return connection
 

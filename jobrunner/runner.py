@@ -51,7 +51,7 @@ class Runner:
         self.database = database
         self.owner = owner
         self.jobs: dict[int, OwnedJob] = {}
-        self._channels: dict[tuple[type, str], Channel] = {}
+        self._channels: dict[tuple[Any, str], Channel] = {}
         self._tasks: dict[asyncio.Task[None], OwnedJob | None] = {}
         self._steps: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -137,7 +137,8 @@ class Runner:
 
     def _channel(self, job_class: "type[MonitorJob]", connection: str | None) -> Channel:
         name, behind = self.database.settings.connection(connection, job_class.backend_kind)
-        key = (job_class, name)
+        # A subclass that makes its backend as its base does shares the way to it: one poller a connection.
+        key = (getattr(job_class.make_backend, "__func__", job_class), name)
         if key not in self._channels:
             backend = job_class.make_backend(behind)
             self._channels[key] = Channel(name, backend, self._answers.on_answer, self._answers.on_health)

@@ -161,6 +161,8 @@ def test_read_committed_stands_whatever_the_databases_default_is(
 def test_a_pooler_that_takes_no_options_gets_none(postgres_url: str) -> None:
     configure(database_url=postgres_url, postgres_options=False, statement_timeout_s=11)
     assert setting(get_database(), "statement_timeout") == "0"
+    # A SET in a pooler's connection would stay for whoever gets it next.
+    assert setting(get_database(), "synchronous_commit", held=True) == "on"
 
 
 def test_sqlite_is_set_up_for_several_processes(sqlite_database: Database) -> None:

@@ -262,6 +262,25 @@ def is_shown(owned: OwnedJob) -> bool:
     return owned.writer is None and owned.shown is not None and owned.shown.external_state == "RUNNING"
 
 
+class _JobOfASubclass(MemoryMonitorJob):
+    """Done by the same backend as its base."""
+
+
+def test_jobs_of_a_class_and_its_subclass_share_the_way_to_a_backend(sqlite_database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside(SOON)
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                ends = [
+                    start(runner, kind(heartrate=0.3, poll_interval=0.05))
+                    for kind in (MemoryMonitorJob, _JobOfASubclass)
+                ]
+                assert [await within(end) for end in ends] == [JobState.SUCCESS] * 2
+        assert outside.calls["close"] == 1
+
+    asyncio.run(main())
+
+
 def test_500_jobs_share_their_beats_and_their_looks(database: Database) -> None:
     async def main() -> None:
         count, bulk = 500, 100
