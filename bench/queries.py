@@ -37,9 +37,9 @@ QUESTIONS: dict[str, Callable[[Connection], object]] = {
     "list --dag-id": lambda c: queries.listed(c, _GRACE, dag_id="dag 7"),
     "list --since 30s, with few to show": lambda c: queries.listed(c, _GRACE, since_s=30.0),
     "list --since 1h": lambda c: queries.listed(c, _GRACE, since_s=3600.0),
-    "check --allow-multiple: all that are alive": lambda c: queries.alive_ids(c, _GRACE),
+    "check --allow-multiple": lambda c: queries.alive_ids(c, _GRACE, limit=101),
     "check --allow-multiple --job-type --hostname": lambda c: queries.alive_ids(
-        c, _GRACE, job_types=["BatchMonitorJob"], hostname="host-7"
+        c, _GRACE, job_types=["BatchMonitorJob"], hostname="host-7", limit=101
     ),
     "check": lambda c: queries.alive_ids(c, _GRACE, limit=2),
     # A grace of nothing: every running job is judged, and none is alive.

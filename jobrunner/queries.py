@@ -56,13 +56,13 @@ def alive_ids(
 ) -> list[int]:
     """Return the ids of the jobs that are alive, newest first: judged before any limit."""
     job, _ = tables()
-    statement = select(job.c.id).where(
-        alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier)
-    )
+    statement = select(job.c.id).where(job.c.state == JobState.RUNNING)
     if job_types is not None:
         statement = statement.where(job.c.job_type.in_(job_types))
     if hostname is not None:
         statement = statement.where(job.c.hostname == hostname)
+    # The dearest condition last: SQLite takes them in this order.
+    statement = statement.where(alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier))
     return list(conn.execute(statement.order_by(job.c.id.desc()).limit(limit)).scalars().all())
 
 

@@ -6,6 +6,9 @@ import click
 
 from jobrunner.cli.options import Grace, ensure_known_types, job_type_option, json_option
 
+_NAMED = 100
+"""How many living jobs are named at most: whoever runs thousands asks whether, not which."""
+
 
 @click.command()
 @job_type_option
@@ -49,17 +52,19 @@ def check(
             grace,
             job_types=job_types or None,
             hostname=identity.hostname() if local else hostname,
-            limit=None if allow_multiple else 2,  # a second one is one too many: how many does not matter
+            limit=_NAMED + 1 if allow_multiple else 2,  # a second one is one too many, however many there are
         )
         if not ids:
             ensure_known_types(connection, job_types)
     is_well = bool(ids) and (allow_multiple or len(ids) == 1)
     if as_json:
-        say_json({"ok": is_well, "alive": ids})
+        say_json({"ok": is_well, "alive": ids[:_NAMED], "more": len(ids) > _NAMED})
     else:
-        for job_id in ids:
+        for job_id in ids[:_NAMED]:
             if not say(f"job {job_id} is alive"):
                 break
+    if len(ids) > _NAMED:
+        word(f"More than {_NAMED} are alive: `jobrunner list --state running` shows them.")
     if not ids:
         word("No such job is alive." if job_types or hostname or local else "No job is alive.")
     elif not is_well:

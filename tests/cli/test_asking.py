@@ -204,11 +204,22 @@ def test_check_tells_by_its_exit_code(jobrunner: CommandLine) -> None:
     assert (answer.code, answer.out, answer.words) == (1, "", "No job is alive.\n")
     put(jobrunner, "running", hostname="box")
     assert (jobrunner("check").code, jobrunner("check").out) == (0, "job 1 is alive\n")
-    assert jobrunner("check", "--json").json == {"ok": True, "alive": [1]}
+    assert jobrunner("check", "--json").json == {"ok": True, "alive": [1], "more": False}
     assert jobrunner("check", "--hostname", "box").code == 0
     assert jobrunner("check", "--hostname", "other").code == 1
     assert jobrunner("check", "--local").code == 1
     assert jobrunner("check", "--job-type", "ProcessMonitorJob").code == 0
+
+
+def test_check_names_the_newest_hundred_of_many(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", job_type="etl.Custom")
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
+        columns = "job_type, state, heartrate, hostname"
+        numbers = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100)"
+        connection.execute(f"INSERT INTO job ({columns}) {numbers} SELECT {columns} FROM job, n")
+    answer = jobrunner("check", "--allow-multiple", "--json").json
+    assert answer == {"ok": True, "alive": list(range(101, 1, -1)), "more": True}
+    assert jobrunner("check", "--allow-multiple").says("More than 100 are alive", "jobrunner list")
 
 
 def test_check_wants_one_alive_unless_more_are_allowed(jobrunner: CommandLine) -> None:
