@@ -125,6 +125,7 @@ class Runner:
             progress_by_s=now_s + _STEP_S,
             kill_seen=row["kill_requested_at"] is not None,
             cancel_cause=row["cancel_cause"],
+            seen=row["external_state"] is not None,  # by a former owner, perhaps
         )
         self.jobs[owned.job_id] = owned
         if row["deadline_at"] is not None:

@@ -123,7 +123,7 @@ def _say_list(rows: Sequence[Mapping[Any, Any]]) -> None:
             spelling.beat(row),
             row["hostname"] or "",
             spelling.ago(row["running_s"]),
-            row["message"] or "",
+            spelling.message(row),
         ]
         for row in rows
     ]

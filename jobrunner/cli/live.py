@@ -13,7 +13,6 @@ from jobrunner.cli.output import (
     erase_live_line,
     is_terminal,
     live_line,
-    one_line,
     row_as_json,
     say,
     say_json,
@@ -126,13 +125,13 @@ def _live_text(row: RowMapping) -> str:
         "" if took is None else spelling.duration(took),
         f"beat {spelling.ago(row['age_s'])}" if row["state"] == JobState.RUNNING and row["alive"] else "",
         _trouble(row),
-        _message(row),
+        spelling.message(row),
     ]
     return "  ".join(part for part in parts if part)
 
 
 def _change_text(row: RowMapping) -> str:
-    parts = [spelling.state(row), _trouble(row), _message(row)]
+    parts = [spelling.state(row), _trouble(row), spelling.message(row)]
     return f"job {row['id']}: " + ", ".join(part for part in parts if part)
 
 
@@ -143,8 +142,3 @@ def _trouble(row: RowMapping) -> str:
     if row["kill_requested_at"] is not None:
         words.append("kill requested")
     return ", ".join(words)
-
-
-def _message(row: RowMapping) -> str:
-    message = one_line(row["message"] or "")
-    return "" if message == row["state"] else message

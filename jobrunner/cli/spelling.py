@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jobrunner.cli.output import one_line
 from jobrunner.states import JobState
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
@@ -40,6 +41,12 @@ def state(row: Mapping[Any, Any]) -> str:
     if is_released(row):
         return "released, running outside"
     return str(row["state"])
+
+
+def message(row: Mapping[Any, Any]) -> str:
+    """Return the job's message in one line; nothing where it only says the state again."""
+    text = one_line(row["message"] or "")
+    return "" if text == row["state"] else text
 
 
 def beat(row: Mapping[Any, Any]) -> str:

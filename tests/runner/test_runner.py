@@ -262,6 +262,22 @@ def is_shown(owned: OwnedJob) -> bool:
     return owned.writer is None and owned.shown is not None and owned.shown.external_state == "RUNNING"
 
 
+def test_what_a_former_owner_saw_counts_as_seen(sqlite_database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside(patience=Patience(call_s=5.0, appear_s=0.05, vanish_s=0.6))
+        with use_backend(outside):
+            job = a_job()
+            async with a_runner(sqlite_database) as runner:
+                await watched(runner, outside, job)
+                await soon(lambda: row_of(sqlite_database, job.id)["external_state"])
+            outside.order(Fault.VANISH, times=None)
+            async with a_runner(sqlite_database) as runner:
+                assert await within(take_over(runner, job)) is JobState.LOST
+        assert row_of(sqlite_database, job.id)["message"].startswith("it was seen, and has been gone for")
+
+    asyncio.run(main())
+
+
 class _JobOfASubclass(MemoryMonitorJob):
     """Done by the same backend as its base."""
 
