@@ -73,15 +73,28 @@ def events_of(url: str, job_id: int) -> list[tuple[Any, ...]]:
 def statements_of(database: Database) -> Iterator[list[str]]:
     """Collect every statement that is sent to the database."""
     sent: list[str] = []
-
-    def note(_conn: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        sent.append(statement)
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    try:
+    with _telling(database, lambda statement, _parameters: sent.append(statement)):
         yield sent
+
+
+@contextmanager
+def calls_of(database: Database) -> Iterator[list[tuple[str, Any]]]:
+    """Collect every statement that is sent to the database, with its parameters."""
+    sent: list[tuple[str, Any]] = []
+    with _telling(database, lambda *call: sent.append(call)):
+        yield sent
+
+
+@contextmanager
+def _telling(database: Database, note: Callable[[str, Any], None]) -> Iterator[None]:
+    def tell(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        note(statement, parameters)
+
+    event.listen(database.engine, "before_cursor_execute", tell)
+    try:
+        yield
     finally:
-        event.remove(database.engine, "before_cursor_execute", note)
+        event.remove(database.engine, "before_cursor_execute", tell)
 
 
 class CodeJob(BaseJob):

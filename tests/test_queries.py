@@ -4,14 +4,14 @@ import datetime as dt
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 
 from jobrunner import queries
 from jobrunner.database import Database, get_database
 from jobrunner.models import BaseJob
 from jobrunner.settings import configure
 from jobrunner.states import JobState
-from tests.helpers import a_running_job, an_owner, insert_job, plain_sql, statements_of
+from tests.helpers import a_running_job, an_owner, calls_of, insert_job, plain_sql, statements_of
 
 Ask = Callable[[Connection], object]
 
@@ -98,22 +98,13 @@ def many_rows(many_rows_url: str) -> Iterator[Database]:
 
 def plans_of(database: Database, ask: Ask) -> list[str]:
     """Ask, and return the plan of each statement that was sent."""
-    sent: list[tuple[str, object]] = []
-
-    def note(_conn: object, _cursor: object, statement: str, parameters: object, *_rest: object) -> None:
-        sent.append((statement, parameters))
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    try:
-        with database.read() as connection:
-            ask(connection)
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
+    with calls_of(database) as sent, database.read() as connection:
+        ask(connection)
     explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
     plans = []
     with database.read() as connection:
         for statement, parameters in sent:
-            rows = connection.exec_driver_sql(explain + statement, parameters)  # type: ignore[arg-type]
+            rows = connection.exec_driver_sql(explain + statement, parameters)
             plans.append("\n".join(str(row[-1]) for row in rows))
     return plans
 
