@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import make_url
@@ -149,6 +149,8 @@ def test_two_runners_never_both_act_for_one_job(database: Database) -> None:
 
 class ElsewhereJob(MemoryMonitorJob):
     """A job of another connection."""
+
+    backend_kind: ClassVar[str] = "elsewhere"
 
 
 class Stuck(MemoryBackend):
