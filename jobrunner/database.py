@@ -158,6 +158,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _parse_url(given: str) -> URL:
+    """Return the URL of the settings, which have refused all but SQLite and PostgreSQL already."""
     try:
         url = make_url(given)
     except ArgumentError:
@@ -165,12 +166,8 @@ def _parse_url(given: str) -> URL:
             f"The database_url {mask_url(given)!r} is not a URL: give one such as "
             "postgresql://user@host/name or sqlite:////path/to/file.db."
         ) from None
-    name = url.get_backend_name()
-    if name in {"postgresql", "postgres"}:
-        return url.set(drivername="postgresql+psycopg")
-    if name != "sqlite":
-        raise SettingsError(f"The database_url names {name!r}: jobrunner works on sqlite and postgresql.")
-    if url.database in {None, "", ":memory:"} or "mode=memory" in str(url):
+    is_file = url.database not in {None, "", ":memory:"} and "mode=memory" not in str(url)
+    if url.get_backend_name() == "sqlite" and not is_file:
         raise SettingsError(
             "An in-memory SQLite database cannot be reached by a second process: name a file, sqlite:////path/to/file.db."
         )

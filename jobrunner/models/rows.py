@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, configure_mappers, make_transient_to_detache
 from sqlalchemy.orm.attributes import instance_state, set_committed_value
 
 from jobrunner import identity, statements
-from jobrunner.database import Database, get_database
+from jobrunner.database import get_database
 from jobrunner.sqltypes import db_in
 from jobrunner.statements import Owner
 
@@ -72,10 +72,10 @@ def reading(session: Session | None) -> Iterator[Connection]:
 
 
 @contextmanager
-def writing(session: Session | None, database: Database | None = None) -> Iterator[Connection]:
+def writing(session: Session | None) -> Iterator[Connection]:
     """Give the session's own connection (the caller commits), or one write of its own."""
     if session is None:
-        with (database or get_database()).write() as connection:
+        with get_database().write() as connection:
             yield connection
     else:
         session.flush()
