@@ -2,20 +2,32 @@
 
 import asyncio
 import datetime as dt
+from itertools import islice
 from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection
 
 from jobrunner import statements
 from jobrunner.backends.base import Gone, Observation
 from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s, utcnow
+from jobrunner.heartbeat import lost_because
+from jobrunner.logs import get_logger
 from jobrunner.outcome import is_lost
 from jobrunner.owned import OwnedJob, Shown
 from jobrunner.poller import Answer
+from jobrunner.retry import Retry
+from jobrunner.statements import Claim, Sight
 
 if TYPE_CHECKING:
     from jobrunner.runner import Runner
 
+log = get_logger(__name__)
+
 _LOOKS_BEFORE_SHOWN = 2  # one failed look is not worth a word in the row, nor in 100,000 of them
+_GATHER_S = 0.05  # what is to be shown within this time is written together
+_CHUNK = 1_000  # rows a statement: it keeps SQLite's only writer for about 20 ms
+_LOCKED_S = 1.0  # until a row that somebody held locked is tried again
 
 
 class Answers:
@@ -23,6 +35,7 @@ class Answers:
 
     def __init__(self, runner: "Runner") -> None:
         self._runner = runner
+        self._showing = Showing(runner)
 
     def on_answer(self, job_id: int, external_id: str, answer: Answer) -> None:
         """Take the answer of one look at a job."""
@@ -30,15 +43,23 @@ class Answers:
         if owned is None or owned.concluding or owned.external_id != external_id:
             return
         if isinstance(answer, Observation):
-            owned.was_seen()
+            owned.was_seen(answer)
             if answer.phase.is_final:
                 self._runner.conclude(owned, answer)
-            else:
-                self._show(owned, Shown.of(answer))
+                return
+            shown = Shown.of(answer)
+            self._showing.show(owned, shown)
+            self._runner.cancelling.on_look(owned, shown)
         elif isinstance(answer, Gone):
+            was_gone = owned.gone_at_s is not None
             verdict = is_lost(owned, answer, owned.channel.patience, monotonic_s())
             if verdict is not None:
                 self._runner.conclude(owned, verdict)
+                return
+            if was_gone:  # one such answer right after the submission is nothing to speak of
+                self._showing.show(owned, self._last_shown(owned).missing(answer.reason))
+            if not owned.seen:  # else it may have started before it vanished
+                self._runner.cancelling.on_look(owned, Shown(message=answer.reason))
         else:
             owned.gone_at_s = None
             owned.errors += 1
@@ -60,22 +81,102 @@ class Answers:
     def _show_unreadable(self, owned: OwnedJob, since: dt.datetime, message: str) -> None:
         if owned.unreadable_since is None:
             owned.unreadable_since = since
-            self._show(owned, (owned.shown or Shown()).unreadable(since, message))
+            self._showing.show(owned, self._last_shown(owned).unreadable(since, message))
 
-    def _show(self, owned: OwnedJob, shown: Shown) -> None:
-        if shown == owned.shown and owned.to_show is None:
+    @staticmethod
+    def _last_shown(owned: OwnedJob) -> Shown:
+        return owned.to_show or owned.shown or Shown()
+
+
+class Showing:
+    """Writes what the rows of a runner's jobs show: one task, in bulk, of each job the latest alone.
+
+    An older look is never written over a newer one, because one write is under way at a time; and none
+    after the end, because a row that has ended takes none.
+    """
+
+    def __init__(self, runner: "Runner") -> None:
+        self._runner = runner
+        self._waiting: dict[int, OwnedJob] = {}
+        """Whose `to_show` is to be written, in the order in which that is tried."""
+        self._writer: asyncio.Task[None] | None = None
+
+    def show(self, owned: OwnedJob, shown: Shown) -> None:
+        """Let a job's row show this, unless it does, or soon will."""
+        if shown == (owned.to_show or owned.shown):
             return
         owned.to_show = shown
-        if owned.writer is None:
-            owned.writer = self._runner.spawn(self._write(owned), owned)
+        self._wait_for(owned)
 
-    async def _write(self, owned: OwnedJob) -> None:
+    def _wait_for(self, owned: OwnedJob) -> None:
+        self._waiting[owned.job_id] = owned
+        if self._writer is None:
+            self._writer = self._runner.spawn(self._write())
+
+    async def _write(self) -> None:
+        most, retry = _CHUNK, self._retry()
         try:
-            while (latest := owned.to_show) is not None and not (owned.over or owned.concluding):
-                owned.to_show = None
-                await self._runner.persist(
-                    statements.observe, owned.claim, owned.external_id, **latest.columns()
-                )
-                owned.shown = latest
+            while self._waiting:
+                if len(self._waiting) < most:
+                    await asyncio.sleep(_GATHER_S)
+                some = self._take(most)
+                try:
+                    await self._write_some(some)
+                    most, retry = min(2 * most, _CHUNK), self._retry()
+                except Exception as error:  # noqa: BLE001  # the database's, or of what a backend said
+                    if retry.count == 0:
+                        log.warning("what jobs show cannot be written yet", jobs=len(some), error=error)
+                    for owned in some:
+                        self._waiting.setdefault(owned.job_id, owned)
+                    # Smaller and smaller, and those at the end of the line: so one row that is refused,
+                    # for whatever reason, comes to be tried alone, and keeps back no other.
+                    most = max(1, len(some) // 2)
+                    await retry.pause()
         finally:
-            owned.writer = None
+            self._writer = None
+
+    def _retry(self) -> Retry:
+        return Retry(most_s=self._runner.database.settings.heartrate)
+
+    def _take(self, most: int) -> dict[OwnedJob, Shown]:
+        some: dict[OwnedJob, Shown] = {}
+        for owned in list(islice(self._waiting.values(), most)):
+            del self._waiting[owned.job_id]
+            if owned.to_show is not None and not (owned.over or owned.concluding):
+                some[owned] = owned.to_show
+        return some
+
+    async def _write_some(self, some: dict[OwnedJob, Shown]) -> None:
+        sights = {
+            owned.job_id: Sight(owned.job_id, owned.claim.claims, owned.external_id or "", **shown.columns())
+            for owned, shown in some.items()
+        }
+        locked = await self._runner.call(_observe, self._runner.owner.runner_id, sights)
+        for owned, shown in some.items():
+            if owned.job_id not in locked:
+                owned.shown = shown
+                if owned.to_show is shown:  # nothing newer came meanwhile
+                    owned.to_show = None
+        if locked:
+            again = [owned for owned in some if owned.job_id in locked]
+            asyncio.get_running_loop().call_later(_LOCKED_S, self._try_again, again)
+
+    def _try_again(self, jobs: list[OwnedJob]) -> None:
+        for owned in jobs:
+            if owned.to_show is not None and not owned.over:
+                self._wait_for(owned)
+
+
+def _observe(connection: Connection, runner_id: str, sights: dict[int, Sight]) -> set[int]:
+    """Write them, and return the ids of those that somebody held locked; of the others nothing is left."""
+    silent = sights.keys() - statements.observe_many(connection, runner_id, list(sights.values()))
+    if not silent:
+        return set()
+    rows = statements.look(connection, sorted(silent))
+    # One that is no longer ours, or speaks of another external job, does not want it: the beat says so.
+    return {
+        job_id
+        for job_id in silent
+        if lost_because(Claim(job_id, runner_id, sights[job_id].claims), rows.get(job_id)) is None
+        and rows[job_id]["external_id"] == sights[job_id].external_id
+    }

@@ -1,16 +1,19 @@
-"""Cancelling a runner's jobs: for a kill or a deadline, until the backend was seen to have done it."""
+"""Cancelling a runner's jobs: for a kill, or out of time, until the backend was seen to have done it."""
 
 import asyncio
 import heapq
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from sqlalchemy import RowMapping
 
 from jobrunner import statements
 from jobrunner.clock import monotonic_s
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_on_kill, has_on_kill
-from jobrunner.owned import DEADLINE, KILL, OwnedJob
+from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, OwnedJob, Shown
 from jobrunner.retry import Retry
 
 if TYPE_CHECKING:
@@ -30,8 +33,8 @@ class Cancelling:
     def __init__(self, runner: "Runner", threads: ThreadPoolExecutor) -> None:
         self._runner = runner
         self._threads = threads
-        self._deadlines: list[tuple[float, int]] = []
-        self._deadline_set = asyncio.Event()
+        self._moments: list[tuple[float, int]] = []
+        self._moment_set = asyncio.Event()
 
     def on_flagged(self, ids: list[int]) -> None:
         """Heed kill flags; of a job that is being submitted, the submission heeds it."""
@@ -73,7 +76,7 @@ class Cancelling:
         if row is None:
             return  # no longer ours: the next beat says so
         owned.cancel_cause = row["cancel_cause"]
-        reason = row["kill_reason"] or f"{owned.cancel_cause} by jobrunner"
+        reason = _reason(owned, row)
         retry = Retry(first_s=_FIRST_S, most_s=max(2.0, min(30.0, owned.poll_interval)))
         while not (owned.over or owned.concluding):
             if self._runner.beats.is_fenced(owned):
@@ -84,24 +87,47 @@ class Cancelling:
             await retry.pause()
             owned.channel.poller.hurry(owned.job_id)
 
-    def at(self, deadline_s: float, owned: OwnedJob) -> None:
-        """Cancel a job at `deadline_s` (on the monotonic clock), if it is still there."""
-        owned.deadline_s = deadline_s
-        heapq.heappush(self._deadlines, (deadline_s, owned.job_id))
-        self._deadline_set.set()
+    def on_look(self, owned: OwnedJob, shown: Shown) -> None:
+        """Cancel work that a look just showed not to have started, though its time to start is over.
 
-    async def keep_deadlines(self) -> None:
+        Only a look from after that moment tells: it may have started unseen, or under a former owner.
+        """
+        if owned.has_started:
+            owned.waited = None
+        elif owned.cancel_cause is None:  # later words may be about the cancelling
+            owned.waited = shown
+            if monotonic_s() >= owned.start_by_s and owned.is_watched and not owned.kill_seen:
+                self._runner.spawn(self._cancel(owned, START_TIMEOUT), owned)
+
+    def at(self, moment_s: float, owned: OwnedJob) -> None:
+        """See at `moment_s` (on the monotonic clock) whether a job is out of time, if it is still there."""
+        if moment_s < math.inf:
+            heapq.heappush(self._moments, (moment_s, owned.job_id))
+            self._moment_set.set()
+
+    async def keep_time(self) -> None:
         """Do so, for ever."""
         while True:
-            wait_s = min(_NAP_MOST_S, self._deadlines[0][0] - monotonic_s()) if self._deadlines else None
+            wait_s = min(_NAP_MOST_S, self._moments[0][0] - monotonic_s()) if self._moments else None
             if wait_s is None or wait_s > 0:
-                self._deadline_set.clear()
+                self._moment_set.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
-                        await self._deadline_set.wait()
+                        await self._moment_set.wait()
                 continue
-            _, job_id = heapq.heappop(self._deadlines)
+            _, job_id = heapq.heappop(self._moments)
             owned = self._runner.jobs.get(job_id)
-            # One that is being submitted is looked at when it is watched.
-            if owned is not None and owned.is_watched and monotonic_s() >= owned.deadline_s:
+            if owned is None or not owned.is_watched:
+                continue  # one that is being submitted is looked at when it is watched
+            if monotonic_s() >= owned.deadline_s:
                 self._runner.spawn(self._cancel(owned, DEADLINE), owned)
+            elif monotonic_s() >= owned.start_by_s and not owned.has_started:
+                owned.channel.poller.hurry(owned.job_id)  # and `on_look` decides
+
+
+def _reason(owned: OwnedJob, row: RowMapping) -> str:
+    """Return what the outside is told."""
+    if owned.cancel_cause != START_TIMEOUT:
+        return row["kill_reason"] or f"{owned.cancel_cause} by jobrunner"
+    words = owned.waited.words if owned.waited is not None else ""
+    return f"{START_TIMEOUT} by jobrunner after {owned.start_timeout or 0:g}s: {words}".removesuffix(": ")

@@ -1,14 +1,14 @@
 """One connection as a runner uses it: its backend, its poller, and cancellations sent in bulk."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from jobrunner.backends.base import Backend, Gone, Observation, Patience, patience_of
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import BackendError
+from jobrunner.errors import BackendError, words_of
 from jobrunner.logs import get_logger
 from jobrunner.poller import Answer, Poller
 from jobrunner.retry import Retry
@@ -20,6 +20,9 @@ _T = TypeVar("_T")
 _GATHER_S = 0.02  # cancellations wished within this time travel together
 _CANCELS_AT_ONCE = 4
 _CLOSE_S = 5.0  # a backend that hangs must not keep a runner from ending
+_EVENTS_A_TURN = 100  # then others have theirs: a backend may have many events at hand
+_TURN_S = 0.01
+_EVENTS_AGAIN_S = 1.0  # before a stream of events that has ended is opened again, and twice that, and so on
 
 
 @dataclass(slots=True)
@@ -48,6 +51,11 @@ class Channel:
         self.poller = Poller(backend, on_answer, name=name, on_health=self._on_change)
         self._polling = asyncio.create_task(self.poller.run(), name=f"poll {name}")
         self._polling.add_done_callback(self._on_polled)
+        self._is_deaf = False
+        self._listening: asyncio.Task[None] | None = None
+        events = getattr(backend, "events", None)
+        if events is not None:
+            self._listening = asyncio.create_task(self._listen(events), name=f"events {name}")
         self._wishes: dict[str, _Wish] = {}
         self._asking: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(_CANCELS_AT_ONCE)
@@ -60,6 +68,44 @@ class Channel:
         error = None if task.cancelled() else task.exception()
         if error is not None:  # the jobs fall silent, as their poller did, and others take them
             log.error("the poller crashed", connection=self.name, error=error, exc_info=error)
+
+    async def _listen(self, events: Callable[[], AsyncIterator[str]]) -> None:
+        """Hurry the jobs of which the backend hears, for ever. Trouble here is none in the watching."""
+        task = asyncio.current_task()
+        retry = Retry(first_s=_EVENTS_AGAIN_S)
+        while True:
+            trouble: str | None = None  # one that ends without an error has nothing to tell, for now
+            try:
+                await self._hear(events())
+            except asyncio.CancelledError:
+                if task is None or task.cancelling():
+                    raise
+                trouble = "it was cancelled from within"
+            except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is polled all the same
+                trouble = words_of(error)
+            if not self._is_deaf:
+                retry = Retry(first_s=_EVENTS_AGAIN_S)
+            if trouble is not None and not self._is_deaf:
+                self._is_deaf = True
+                log.warning("events are not heard", connection=self.name, error=trouble)
+            await retry.pause()
+
+    async def _hear(self, stream: AsyncIterator[str]) -> None:
+        count = 0
+        try:
+            async for external_id in stream:
+                if self._is_deaf:
+                    self._is_deaf = False
+                    log.info("events are heard again", connection=self.name)
+                if isinstance(external_id, str):
+                    self.poller.hurry_external(external_id)
+                count += 1
+                if count % _EVENTS_A_TURN == 0:
+                    await asyncio.sleep(_TURN_S)
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                await close()
 
     async def ask(self, call: Awaitable[_T]) -> _T:
         """Await a call to the backend within its patience; raises what it raises, or `BackendError`."""
@@ -122,7 +168,7 @@ class Channel:
                 troubles = await self.ask(self.backend.cancel(list(batch), reason))
                 told = {each: trouble.message for each, trouble in troubles.items()}
             except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is asked again
-                told = dict.fromkeys(batch, f"{type(error).__name__}: {error}")
+                told = dict.fromkeys(batch, words_of(error))
         for external_id, asked in batch.items():
             if not asked.done():
                 asked.set_result(told.get(external_id))
@@ -142,12 +188,14 @@ class Channel:
             async with asyncio.timeout(_CLOSE_S):
                 while self._asking:
                     await asyncio.wait(self._asking)
+                if self._listening is not None:
+                    self._listening.cancel()
+                    await asyncio.wait([self._listening])
                 await self.poller.close()
                 await self.backend.close()
         except Exception as error:  # noqa: BLE001  # whatever a backend raises, the others are closed
-            log.warning(
-                "not closed well", connection=self.name, error=f"{type(error).__name__}: {error}".rstrip(": ")
-            )
+            log.warning("not closed well", connection=self.name, error=words_of(error))
         finally:
-            for task in (*self._asking, self._polling):
-                task.cancel()
+            for task in (*self._asking, self._polling, self._listening):
+                if task is not None:
+                    task.cancel()

@@ -9,7 +9,10 @@ _STALE_MOST = 1000
 class Watch:
     """One watched job. `entry` numbers its valid entry in the queue; 0: asked about now, or forgotten."""
 
-    __slots__ = ("due_s", "entry", "errors", "external_id", "hurried", "interval_s", "job_id")
+    __slots__ = (
+        *("asked_s", "due_s", "entry", "errors", "external_id", "hurried", "interval_s", "job_id"),
+        "twin",
+    )
 
     def __init__(self, job_id: int, external_id: str, interval_s: float) -> None:
         self.job_id = job_id
@@ -19,6 +22,10 @@ class Watch:
         self.entry = 0
         self.errors = 0
         self.hurried = False
+        self.asked_s = -math.inf
+        """When it was asked about last."""
+        self.twin: Watch | None = None
+        """The next watch of the same external id: jobs may share one."""
 
 
 class DueQueue:

@@ -19,7 +19,9 @@ JobrunnerError
 └── BackendError            the outside system, as a backend reports it
     ├── SubmitRejected      it said no for good: nothing was made
     ├── Throttled           it said later: nothing was done
-    └── SubmitTooLate       the moment to send had passed: nothing was sent
+    ├── NotSent             the request did not reach it: nothing was done
+    │   └── SubmitTooLate   the moment to send had passed
+    └── LogsUnavailable     there is no output to be read, and why
 """
 
 from jobrunner.states import JobState
@@ -123,8 +125,16 @@ class Throttled(BackendError):
         self.retry_after_s = retry_after_s
 
 
-class SubmitTooLate(BackendError):
+class NotSent(BackendError):
+    """The request did not reach the outside system; nothing was done."""
+
+
+class SubmitTooLate(NotSent):
     """The moment in which the job could safely be sent has passed; nothing was sent."""
+
+
+class LogsUnavailable(BackendError):
+    """There is no output to be read."""
 
 
 _ENDS: dict[JobState, tuple[type[JobEndedBadly], str]] = {
@@ -132,6 +142,13 @@ _ENDS: dict[JobState, tuple[type[JobEndedBadly], str]] = {
     JobState.KILLED: (JobKilled, "was killed"),
     JobState.LOST: (JobLost, "was lost"),
 }
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error for a person: a backend's own words as they are, others after their kind."""
+    if isinstance(error, BackendError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def error_of_end(job_id: int, state: JobState, message: str | None) -> JobEndedBadly | None:

@@ -1,6 +1,7 @@
 """How a job ends: what the last answer about its work means, and the one write of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping
 
@@ -8,11 +9,8 @@ from jobrunner import statements
 from jobrunner.backends.base import Gone, Observation, Patience
 from jobrunner.heartbeat import lost_because
 from jobrunner.models.own_run import kill_message
-from jobrunner.owned import DEADLINE, KILL, OwnedJob, Shown
-from jobrunner.statements import Claim
+from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, OwnedJob, Shown
 from jobrunner.states import JobState, Phase
-
-_OUT_OF_TIME = {DEADLINE: "the timeout has passed", "start_timeout": "it did not start in time"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +21,12 @@ class Verdict:
     message: str
 
 
-def verdict_of(observation: Observation, row: RowMapping) -> Verdict:
+def verdict_of(observation: Observation, row: RowMapping, waited: Shown | None = None) -> Verdict:
     """Return how a job ends whose work was seen to have ended.
 
     Work that ended by itself before the cancellation has its true outcome; a cancellation that
-    nobody here wished is a failure, and says so.
+    nobody here wished is a failure, and says so. `waited`: what was shown last before a start
+    timeout; without it, what the row shows.
     """
     said = observation.message or observation.external_state
     cause = row["cancel_cause"]
@@ -37,10 +36,12 @@ def verdict_of(observation: Observation, row: RowMapping) -> Verdict:
         return Verdict(JobState.FAILED, said)
     if cause == KILL:
         return Verdict(JobState.KILLED, f"{kill_message(row)} ({said})")
+    if cause == START_TIMEOUT:
+        words = (waited or Shown(row["external_state"], row["message"])).words
+        return Verdict(JobState.FAILED, f"it did not start within {row['start_timeout'] or 0:g}s: {words}")
     if cause is not None:
-        return Verdict(
-            JobState.FAILED, f"{_OUT_OF_TIME.get(cause, cause)}, and the work was cancelled ({said})"
-        )
+        why = "the timeout has passed" if cause == DEADLINE else cause
+        return Verdict(JobState.FAILED, f"{why}, and the work was cancelled ({said})")
     return Verdict(JobState.FAILED, f"cancelled outside, without any wish of ours ({said})")
 
 
@@ -63,18 +64,18 @@ def is_lost(owned: OwnedJob, gone: Gone, patience: Patience, now_s: float) -> Ve
     return None
 
 
-def write_end(
-    connection: Connection, claim: Claim, external_id: str | None, last: Observation | Verdict
-) -> JobState | str:
+def write_end(connection: Connection, owned: OwnedJob, last: Observation | Verdict) -> JobState | str:
     """Write how a job ended; return the state that stands, or why it is not ours to be written."""
+    claim, external_id = owned.claim, owned.external_id
+    seen: dict[str, Any] = {}
     if isinstance(last, Observation):
         row = statements.get_or_none(connection, claim.job_id)
         if row is None:
             return f"Job {claim.job_id} was deleted."
-        assert external_id is not None  # it was asked about
-        statements.observe(connection, claim, external_id, **Shown.of(last).columns())
-        last = verdict_of(last, row)
-    if statements.end(connection, claim, last.state, last.message, external_id=external_id):
+        seen = Shown.of(last).columns()
+        del seen["message"]  # the verdict has it
+        last = verdict_of(last, row, owned.waited)
+    if statements.end(connection, claim, last.state, last.message, external_id=external_id, **seen):
         return last.state
     found = statements.look(connection, [claim.job_id]).get(claim.job_id)
     if found is not None and (found["runner_id"], found["claims"]) == (claim.runner_id, claim.claims):

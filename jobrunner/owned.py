@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jobrunner.channel import Channel
     from jobrunner.models import MonitorJob
 
-KILL, DEADLINE = "kill", "deadline"
+KILL, DEADLINE, START_TIMEOUT = "kill", "deadline", "start_timeout"
 """The causes for which a job's work is cancelled (`cancel_cause`)."""
 
 
@@ -38,8 +38,18 @@ class Shown:
         words = f"status unreadable since {since:%H:%M} UTC: {message}"
         return Shown(self.external_state, words, self.detail)
 
+    def missing(self, reason: str) -> "Shown":
+        """Return this with the word that the outside system does not know the work (yet, or any more)."""
+        return Shown(self.external_state, f"not found outside: {reason}", self.detail)
+
+    @property
+    def words(self) -> str:
+        """The external state and the message, for a person: each once."""
+        state, message = self.external_state or "", self.message or ""
+        return message if state in message else f"{state}: {message}".removesuffix(": ")
+
     def columns(self) -> dict[str, Any]:
-        """Return the columns of it that are to be written."""
+        """Return the columns of it that are to be written; None: nothing was said."""
         return {
             "external_state": self.external_state,
             "message": self.message,
@@ -65,6 +75,12 @@ class OwnedJob:
     has_callback: bool = False
     is_called_back: bool = False
     deadline_s: float = math.inf
+    start_timeout: float | None = None
+    start_by_s: float = math.inf
+    """When a work that has not started will be cancelled; it counts from the submission."""
+    has_started: bool = False
+    waited: Shown | None = None
+    """What was shown last of work that had not started, before it was cancelled."""
     progress_by_s: float = math.inf
     """When its own step under way will have been completed (PROTOCOL 3); the poller has its own promise."""
     is_watched: bool = False
@@ -79,8 +95,9 @@ class OwnedJob:
     errors: int = 0
     unreadable_since: dt.datetime | None = None
     shown: Shown | None = None
+    """What the row shows, as far as this runner wrote it."""
     to_show: Shown | None = None
-    writer: "asyncio.Task[None] | None" = None
+    """What it is to show, while that is still to be written."""
     concluding: bool = False
     over: bool = False
     """Ended, released or lost: nothing is done for it any more."""
@@ -90,8 +107,9 @@ class OwnedJob:
         """The row's id."""
         return self.claim.job_id
 
-    def was_seen(self) -> None:
+    def was_seen(self, observation: Observation) -> None:
         """Take note that the backend knows the job."""
+        self.has_started = self.has_started or observation.has_started
         self.seen, self.gone_s, self.gone_at_s = True, 0.0, None
         self.errors, self.unreadable_since = 0, None
 

@@ -14,7 +14,8 @@ from jobrunner.backends.base import Backend, Gone, Observation, RemoteError, pat
 from jobrunner.clock import monotonic_s
 from jobrunner.connection_health import ERROR_CAP_S, ConnectionHealth
 from jobrunner.due_queue import DueQueue, Watch
-from jobrunner.errors import Throttled
+from jobrunner.errors import Throttled, words_of
+from jobrunner.hearsay import Hearsay
 from jobrunner.logs import get_logger
 from jobrunner.states import Phase
 
@@ -75,6 +76,7 @@ class Poller:
         self._call_s = patience_of(backend).call_s
         self._watches: dict[int, Watch] = {}
         self._queue = DueQueue()
+        self._hearsay = Hearsay(clock)
         self._health = ConnectionHealth(name, self._random, on_health)
         self._calls: dict[asyncio.Task[None], _Call] = {}
         self._wake = asyncio.Event()
@@ -102,6 +104,7 @@ class Poller:
         if watch is None or watch.external_id != external_id:
             self.forget(job_id)
             watch = self._watches[job_id] = Watch(job_id, external_id, interval_s)
+            self._hearsay.add(watch)
         elif not watch.entry:  # being asked about right now
             watch.interval_s = interval_s
             watch.hurried |= first_in_s < interval_s
@@ -115,6 +118,7 @@ class Poller:
         watch = self._watches.pop(job_id, None)
         if watch is not None:
             self._queue.drop(watch)
+            self._hearsay.remove(watch)
             self._promise()
 
     def hurry(self, job_id: int) -> None:
@@ -129,6 +133,15 @@ class Poller:
             self._queue.put(watch, now_s)
             self._changed()
 
+    def hurry_external(self, external_id: str) -> None:
+        """Ask soon about the jobs of an external id of which something was heard; an unknown one is ignored.
+
+        What is heard may be a flood of lies: it adds at most one call, of at most `bulk_limit` ids, in
+        `hearsay.GAP_S`, and a job that was just asked about rests for `hearsay.REST_S`.
+        """
+        if self._hearsay.hear(external_id):
+            self._wake.set()
+
     async def run(self) -> None:
         """Ask and hand out answers until cancelled or closed; what is watched stays watched."""
         if not self._stopped.is_set():
@@ -137,11 +150,14 @@ class Poller:
         try:
             async with asyncio.TaskGroup() as group:
                 while not self._closed:
+                    if self._heard_in_s() <= 0:
+                        for watch in self._hearsay.take(max(1, self._backend.bulk_limit)):
+                            self.hurry(watch.job_id)
                     wait_s = self._wait_s()
                     if wait_s < _NOW_S:
                         self._send(group)
                     else:
-                        await self._nap(wait_s)
+                        await self._nap(min(wait_s, self._heard_in_s()))
                 for task in self._calls:
                     task.cancel()
         finally:
@@ -158,6 +174,7 @@ class Poller:
         self._wake.set()
         await self._stopped.wait()
         self._watches.clear()
+        self._hearsay.clear()
         self._queue = DueQueue()
         self._promise()
 
@@ -180,6 +197,11 @@ class Poller:
         if first is None or len(self._calls) >= (1 if self._health.failures else self._concurrency):
             return math.inf
         return max(first.due_s, self._health.hold_until_s) - self._clock()
+
+    def _heard_in_s(self) -> float:
+        # Hints wait until there is room: else they would pile up, and all be asked about at once.
+        has_room = len(self._calls) < self._concurrency and not self._health.failures
+        return self._hearsay.wait_s() if has_room else math.inf
 
     async def _nap(self, wait_s: float) -> None:
         self._wake.clear()
@@ -209,6 +231,7 @@ class Poller:
                 break
             self._queue.pop_first()
             watch.hurried = False
+            watch.asked_s = now_s
             batch.setdefault(watch.external_id, []).append(watch)
         return batch
 
@@ -229,7 +252,7 @@ class Poller:
         except TimeoutError as error:
             answers = _all_failed(call.batch, str(error) or f"no answer within {self._call_s:g} s")
         except Exception as error:  # noqa: BLE001  # whatever a backend raises is an answer that did not come
-            answers = _all_failed(call.batch, f"{type(error).__name__}: {error}")
+            answers = _all_failed(call.batch, words_of(error))
         self._calls.pop(task, None)
         self._settle(call, answers, throttled=throttled)
         self._changed()

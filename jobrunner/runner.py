@@ -21,7 +21,7 @@ from jobrunner.heartbeat import warn_of_skew
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_back, has_callback
 from jobrunner.outcome import Verdict, write_end
-from jobrunner.owned import OwnedJob
+from jobrunner.owned import START_TIMEOUT, OwnedJob, Shown
 from jobrunner.retry import Retry
 from jobrunner.statements import Claim, Owner
 from jobrunner.states import JobState
@@ -72,7 +72,7 @@ class Runner:
         self.beats.start()
         with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
             await asyncio.to_thread(warn_of_skew, self.database, self.database.settings.heartrate)
-        self.spawn(self.cancelling.keep_deadlines())
+        self.spawn(self.cancelling.keep_time())
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -124,17 +124,30 @@ class Runner:
             has_callback=has_callback(job),
             progress_by_s=now_s + _STEP_S,
             kill_seen=row["kill_requested_at"] is not None,
+            start_timeout=row["start_timeout"],
             cancel_cause=row["cancel_cause"],
             seen=row["external_state"] is not None,  # by a former owner, perhaps
         )
         self.jobs[owned.job_id] = owned
-        if row["deadline_at"] is not None:
-            # Both by the database's clock: the claim was stored as the latest heartbeat.
-            left_s = (row["deadline_at"] - row["latest_heartbeat"]).total_seconds()
-            self.cancelling.at(now_s + left_s, owned)
+        self._set_times(owned, row, now_s)
         self.beats.add(owned)
         self.spawn(self._begin(owned, row), owned, is_step=True)
         return owned.ended
+
+    def _set_times(self, owned: OwnedJob, row: RowMapping, now_s: float) -> None:
+        """Set the moments at which a job claimed at `now_s` is out of time."""
+        # All by the database's clock: the claim was stored as the latest heartbeat.
+        if row["deadline_at"] is not None:
+            left_s = (row["deadline_at"] - row["latest_heartbeat"]).total_seconds()
+            owned.deadline_s = now_s + left_s
+            self.cancelling.at(owned.deadline_s, owned)
+        if owned.start_timeout is not None:
+            # Of a job that was attached to, nobody here knows when it was submitted.
+            since = row["submit_started_at"] or row["start_date"]
+            left_s = (since - row["latest_heartbeat"]).total_seconds() + owned.start_timeout
+            owned.start_by_s = now_s + left_s
+        if owned.cancel_cause == START_TIMEOUT:
+            owned.waited = Shown(row["external_state"], row["message"])
 
     def _channel(self, job_class: "type[MonitorJob]", connection: str | None) -> Channel:
         name, behind = self.database.settings.connection(connection, job_class.backend_kind)
@@ -151,7 +164,7 @@ class Runner:
         retry = Retry(most_s=1.0)
         while True:
             try:
-                await self._call(statements.release, claim, reason)
+                await self.call(statements.release, claim, reason)
                 return
             except DatabaseError as error:
                 if monotonic_s() > give_up_s:
@@ -195,6 +208,8 @@ class Runner:
         owned.channel.poller.watch(owned.job_id, owned.external_id, owned.poll_interval)
         owned.progress_by_s = float("inf")  # from here on the poller's own promise counts
         owned.is_watched = True
+        if owned.start_by_s > monotonic_s():  # else the first look decides
+            self.cancelling.at(owned.start_by_s, owned)
         self.cancelling.begin(owned)
 
     def conclude(self, owned: OwnedJob, last: Observation | Verdict) -> None:
@@ -203,12 +218,10 @@ class Runner:
         self.spawn(self._end(owned, last), owned, is_step=True)
 
     async def _end(self, owned: OwnedJob, last: Observation | Verdict) -> None:
-        if owned.writer is not None:  # what was seen before must not be written after
-            await asyncio.wait([owned.writer])
         if owned.over:
             return
         self._forget(owned)  # no beat comes after the terminal write
-        outcome = await self.persist(write_end, owned.claim, owned.external_id, last)
+        outcome = await self.persist(write_end, owned, last)
         if isinstance(outcome, JobState):
             owned.settle(outcome)
         else:
@@ -231,7 +244,9 @@ class Runner:
         finally:
             owned.is_called_back = False
 
-    async def _call(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    async def call(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+        """Run a write in a thread, once. Raises `DatabaseError`."""
+
         def _write() -> _T:
             with self.database.write() as connection:
                 return write(connection, *args, **kwargs)
@@ -246,7 +261,7 @@ class Runner:
         retry = Retry(most_s=self.database.settings.heartrate)
         while True:
             try:
-                return await self._call(write, *args, **kwargs)
+                return await self.call(write, *args, **kwargs)
             except DatabaseError as error:
                 if retry.count == 0:
                     log.warning("the database does not take it yet", what=write.__name__, error=error)

@@ -6,6 +6,8 @@ owner carries his whole claim, (runner_id, claims), and its row count is looked 
 """
 
 import datetime as dt
+import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple, cast
 from sqlalchemy import (
     BigInteger,
     Connection,
+    Integer,
     RowMapping,
     Select,
     Table,
@@ -29,12 +32,13 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from jobrunner import identity, registry
 from jobrunner.database import Base
@@ -172,7 +176,10 @@ def _is_flagged() -> Any:
 
 
 def look(conn: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
-    """Read where jobs stand: (id, state, runner_id, claims, kill_requested). A missing id was deleted."""
+    """Read where jobs stand: (id, state, runner_id, claims, external_id, kill_requested).
+
+    A missing id was deleted.
+    """
     rows = conn.execute(_look(conn.dialect.name), {"ids": _id_list(conn, ids)}).mappings().all()
     return {row["id"]: row for row in rows}
 
@@ -181,7 +188,8 @@ def look(conn: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
 def _look(dialect: str) -> Any:
     job, _ = tables()
     flag = _is_flagged().label("kill_requested")
-    return select(job.c.id, job.c.state, job.c.runner_id, job.c.claims, flag).where(_in_ids(dialect))
+    stands = (job.c.id, job.c.state, job.c.runner_id, job.c.claims, job.c.external_id)
+    return select(*stands, flag).where(_in_ids(dialect))
 
 
 def flagged(conn: Connection, runner_id: str) -> list[int]:
@@ -303,15 +311,26 @@ def _owned_by(owner: Owner) -> dict[str, Any]:
 
 
 def end(
-    conn: Connection, claim: Claim, state: JobState, message: str, *, external_id: str | None = None
+    conn: Connection,
+    claim: Claim,
+    state: JobState,
+    message: str,
+    *,
+    external_id: str | None = None,
+    external_state: str | None = None,
+    detail: Mapping[str, Any] | None = None,
 ) -> bool:
     """Write a terminal state; False when the claim no longer stands, and then nothing is written.
 
-    With `external_id`, only while the row still speaks of that external job.
+    With `external_id`, only while the row still speaks of that external job. `external_state` and
+    `detail`: what was seen of it last; None keeps what the row holds.
     """
     job, _ = tables()
     guard = [] if external_id is None else [job.c.external_id == external_id]
-    values = {"end_date": db_now(), "message": message}
+    message, seen = _plain(message), {"external_state": external_state, "detail": detail}
+    values = {"end_date": db_now(), "message": message} | {
+        key: _plain(value) for key, value in seen.items() if value is not None
+    }
     return _transition(conn, claim, state, message, guard, values)
 
 
@@ -400,15 +419,17 @@ def begin_submit(
 def record_submitted(conn: Connection, job_id: int, token: str, external_id: str) -> bool:
     """Record what the submission under `token` made, whoever holds the claim now.
 
-    False: the row has ended, was submitted anew, or holds another id. The caller then cancels by id
-    the job that he made, and only that.
+    What the row said of the submission until then is taken back. False: the row has ended, was
+    submitted anew, or holds another id. The caller then cancels by id the job that he made, and only
+    that.
     """
     job, _ = tables()
     free = or_(job.c.external_id.is_(None), job.c.external_id == external_id)
     statement = update(job).where(
         job.c.id == job_id, job.c.submit_token == token, job.c.state.in_(_LIVE), free
     )
-    return _one(conn, statement.values(external_id=external_id))
+    message = case((job.c.external_id.is_(None), null()), else_=job.c.message)
+    return _one(conn, statement.values(external_id=external_id, message=message))
 
 
 def renew_token(
@@ -436,20 +457,106 @@ def renew_token(
     )
 
 
-def observe(
-    conn: Connection,
-    claim: Claim,
-    external_id: str,
-    *,
-    external_state: str | None = None,
-    message: str | None = None,
-    detail: Mapping[str, Any] | None = None,
-) -> bool:
-    """Write what the backend said of `external_id`; an answer about an earlier id changes nothing."""
+class Sight(NamedTuple):
+    """What a row shall show of its external job; a column that is None keeps what it holds."""
+
+    job_id: int
+    claims: int
+    external_id: str
+    external_state: str | None = None
+    message: str | None = None
+    detail: Mapping[str, Any] | None = None
+
+
+def observe_many(conn: Connection, runner_id: str, sights: Sequence[Sight]) -> set[int]:
+    """Write what the backend said of many of this runner's jobs, and return the ids of those written.
+
+    One sight a job, in one statement. An answer about an earlier id, or under an earlier claim, changes
+    nothing. A row that does not come back is no verdict, as after a beat: `look` tells.
+    """
+    rows = _json_of([list(sight) for sight in sights])
+    written = conn.execute(_observe_many(conn.dialect.name), {"me": runner_id, "rows": rows})
+    return set(written.scalars().all())
+
+
+@cache
+def _observe_many(dialect: str) -> Any:
     job, _ = tables()
-    given = {"external_state": external_state, "message": message, "detail": detail}
-    values = {key: value for key, value in given.items() if value is not None}
-    return _one(conn, _owned(claim).where(job.c.external_id == external_id).values(values))
+    shown = ("external_state", "message", "detail")
+    each, said = _rows_of(dialect)
+    # Not by an index on the state: SQLite would go through all running jobs for each of the rows.
+    state = job.c.state if dialect == "postgresql" else job.c.state.op("||")(literal_column("''"))
+    ours = and_(
+        job.c.id == said["job_id"],
+        job.c.runner_id == bindparam("me"),
+        job.c.claims == said["claims"],
+        state == JobState.RUNNING,
+        job.c.external_id == said["external_id"],
+    )
+    statement = update(job)
+    if dialect == "postgresql":
+        # Ordered and SKIP LOCKED, as the beat is, and for the same reasons.
+        mine = (
+            select(job.c.id, *(said[name].label(f"said_{name}") for name in shown))
+            .select_from(job, each)
+            .where(ours)
+            .order_by(job.c.id)
+            .with_for_update(key_share=True, skip_locked=True, of=job)
+            .cte("mine")
+            .prefix_with("MATERIALIZED")
+        )
+        statement = statement.where(job.c.id == mine.c.id)
+        said = {name: mine.c[f"said_{name}"] for name in shown}
+    else:
+        statement = statement.where(ours)
+    values = {name: func.coalesce(said[name], job.c[name]) for name in shown}
+    return statement.values(values).returning(job.c.id)
+
+
+def _rows_of(dialect: str) -> tuple[Any, dict[str, Any]]:
+    """Return the rows of the parameter `rows` as something to select from, and their columns."""
+    rows: Any = bindparam("rows", type_=Text)
+    numbers = range(len(Sight._fields))
+    if dialect != "postgresql":
+        each: Any = func.json_each(rows).table_valued("value")
+        values: list[Any] = [func.json_extract(each.c.value, literal_column(f"'$[{n}]'")) for n in numbers]
+        return each, dict(zip(Sight._fields, values, strict=True))
+    each = func.jsonb_array_elements(rows.cast(JSONB)).table_valued("value")
+    values = [each.c.value.op("->>")(literal_column(str(n))) for n in numbers]
+    said = dict(zip(Sight._fields, values, strict=True))
+    for name, kind in {"job_id": BigInteger, "claims": Integer, "detail": JSONB}.items():
+        said[name] = said[name].cast(kind)
+    return each, said
+
+
+def _json_of(rows: list[list[Any]]) -> str:
+    """Return rows as JSON that both databases take, whatever a backend has put into its detail."""
+    try:
+        text = json.dumps(rows, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        text = ""
+    if not text or "\\u0000" in text:  # which PostgreSQL refuses: one row must not spoil all others
+        text = json.dumps(_plain(rows), ensure_ascii=False)
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as both databases can hold it: a text is one, and all else has a form in JSON."""
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {_plain(str(key)): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _plain(str(value))
+
+
+def say_unsubmitted(conn: Connection, claim: Claim, message: str) -> bool:
+    """Write why a job that is being submitted has no external id yet."""
+    job, _ = tables()
+    return _one(conn, _owned(claim).where(job.c.external_id.is_(None)).values(message=_plain(message)))
 
 
 def begin_cancel(conn: Connection, claim: Claim, cause: str) -> RowMapping | None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements
-from jobrunner.backends.base import Absent, Found, Unsure, sending_until
+from jobrunner.backends.base import SEND_WITHIN_S, Absent, Found, Unsure, sending_until
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import BackendError, SubmitRejected, Throttled
+from jobrunner.errors import BackendError, NotSent, SubmitRejected, Throttled, words_of
 from jobrunner.heartbeat import lost_because
 from jobrunner.logs import get_logger
 from jobrunner.outcome import Verdict
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-SEND_WITHIN_S = 10.0
-"""How long after the intent was stored a request may still leave: see `backends.base.ensure_in_time`."""
-
 _SLACK_S = 15.0  # beyond a call's own deadline, for the database's part of a step
-_THROTTLED_S = 60.0  # the longest that Retry adds to what the other side asked for
+_RETRY_AFTER_MOST_S = 3600.0  # a server whose clock is wrong must not hold a job back for a year
+_LOOK_S = 1.0  # while it waits to try again: whether it is still wanted
 
 
 class _Submission:
@@ -46,23 +44,47 @@ class _Submission:
         # An earlier owner may have sent it, or may be about to: that must be known first.
         self._in_doubt = self._started_at is not None or owned.claim.claims > 1
         self._host_id = identity.host_id() if type(owned.job).runs_on_this_host else None
+        self._said: str | None = None
 
     async def run(self) -> Verdict | None:
         retry = Retry(first_s=0.2)
         while not self._is_over():
             # A beat means progress: this step is late when it takes longer than its call may.
             self._owned.progress_by_s = monotonic_s() + 2 * self._owned.channel.patience.call_s + _SLACK_S
+            asked_s = 0.0
             try:
                 verdict = await (self._find() if self._in_doubt else self._submit())
             except Throttled as error:
-                asked_s = error.retry_after_s or 0.0
-                self._owned.progress_by_s += asked_s + _THROTTLED_S
-                await self._runner.pause(max(asked_s, retry.next_s()))
-                continue
+                verdict = None
+                if error.retry_after_s is not None and error.retry_after_s > 0:  # which NaN is not
+                    asked_s = min(error.retry_after_s, _RETRY_AFTER_MOST_S)
+                await (self._say_doubt if self._in_doubt else self._say_not_yet)(words_of(error))
             if verdict is not None or self._owned.external_id is not None:
                 return verdict
-            await self._runner.pause(retry.next_s())
+            await self._rest(max(asked_s, retry.next_s()))
         return None
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait before the next try; a job that is not in doubt ends at once when it is not wanted."""
+        until_s = monotonic_s() + seconds
+        self._owned.progress_by_s = until_s + _SLACK_S
+        while (left_s := until_s - monotonic_s()) > 0 and not self._is_over():
+            if not self._in_doubt and self._not_wanted() is not None:
+                return
+            await self._runner.pause(min(left_s, _LOOK_S))
+
+    async def _say_not_yet(self, error: str) -> None:
+        await self._say(f"not submitted yet: {error}")
+
+    async def _say_doubt(self, reason: str) -> None:
+        since = f" since {self._started_at:%H:%M} UTC" if self._started_at is not None else ""
+        await self._say(f"submission in doubt{since}: {reason}; asking until it is proven")
+
+    async def _say(self, message: str) -> None:
+        """Let the row tell why it goes on without an external id."""
+        if message != self._said:
+            self._said = message
+            await self._runner.persist(statements.say_unsubmitted, self._owned.claim, message)
 
     def _is_over(self) -> bool:
         return self._owned.over or self._runner.is_stopping
@@ -76,6 +98,8 @@ class _Submission:
         if started_at is None:
             return await self._why_not_begun()
         self._started_at = started_at
+        if owned.start_timeout is not None:
+            owned.start_by_s = begun_s + owned.start_timeout
         try:
             with sending_until(begun_s + SEND_WITHIN_S):
                 external_id = _checked_id(await channel.ask(channel.backend.submit(self._spec, owned.token)))
@@ -83,10 +107,17 @@ class _Submission:
             return Verdict(JobState.FAILED, f"not accepted: {error}")
         except Throttled:
             raise
+        except NotSent as error:
+            told = words_of(error)
+            if self._said is None:
+                log.warning("not submitted yet", job=owned.job_id, error=told)
+            await self._say_not_yet(told)
+            return None
         except Exception as error:  # noqa: BLE001  # whatever else it was: the job may have been made
             self._in_doubt = True
-            told = f"{type(error).__name__}: {error}"
+            told = words_of(error)
             log.warning("submission in doubt", job=owned.job_id, error=told)
+            await self._say_doubt(told)
             return None
         if not await self._record(external_id):
             await self._undo(external_id)
@@ -138,14 +169,16 @@ class _Submission:
         except Throttled:
             raise
         except Exception as error:  # noqa: BLE001  # no answer: it is asked again
-            told = f"{type(error).__name__}: {error}"
+            told = words_of(error)
             log.warning("cannot tell yet what became of a submission", job=owned.job_id, error=told)
+            await self._say_doubt(told)
             return None
         if isinstance(found, Found):
             await self._record(found.external_id)
         elif isinstance(found, Absent):
             await self._start_anew()
         elif found.retry_at is not None:
+            await self._say_doubt(found.reason)
             await self._wait_until(found.retry_at)
         elif self._started_at is None:
             self._in_doubt = False  # nobody ever recorded that he began
@@ -166,9 +199,7 @@ class _Submission:
 
     async def _wait_until(self, retry_at: dt.datetime) -> None:
         now = await self._runner.persist(statements.now)
-        wait_s = max(0.0, (retry_at - now).total_seconds())
-        self._owned.progress_by_s += wait_s
-        await self._runner.pause(wait_s)
+        await self._rest(max(0.0, (retry_at - now).total_seconds()))
 
 
 def _begin(

@@ -21,7 +21,7 @@ from jobrunner.errors import (
     UsageError,
     WaitTimeout,
 )
-from jobrunner.models import BaseJob, UnknownJob
+from jobrunner.models import BaseJob, ProcessMonitorJob, UnknownJob
 from jobrunner.settings import configure
 from jobrunner.states import JobState
 from tests.helpers import CodeJob, Run, beat_for_ever, events_of, insert_job, plain_sql, row_of
@@ -556,3 +556,13 @@ def test_a_class_says_in_its_body_or_its_statement_that_it_is_adoptable() -> Non
         False,
         True,
     ]
+
+
+def test_the_output_of_a_job_without_parts_is_under_its_external_id(sqlite_database: Database) -> None:
+    job = ProcessMonitorJob(["true"])
+    assert job.log_id() == ""
+    job.external_id = "7-abc"
+    assert job.log_id() == "7-abc"
+    for part in ({"child": 0}, {"node": 1}):
+        with pytest.raises(UsageError, match=r"A ProcessMonitorJob has no children or nodes: leave --child"):
+            job.log_id(**part)

@@ -93,6 +93,21 @@ def test_each_migration_goes_down_one_step_and_up_again(unmigrated: Database) ->
     unmigrated.dispose()
 
 
+def test_rows_of_the_first_schema_are_kept_and_what_knows_only_that_goes_on_writing(
+    unmigrated: Database, empty_database_url: str
+) -> None:
+    schema.upgrade(unmigrated, "0001")
+    insert = "INSERT INTO job (job_type, heartrate) VALUES ('Bare', {})"
+    plain_sql(empty_database_url, insert.format(1))
+    schema.upgrade(unmigrated)
+    plain_sql(empty_database_url, insert.format(2))
+    kept = plain_sql(empty_database_url, "SELECT heartrate, start_timeout FROM job ORDER BY id")
+    assert kept == [(1.0, None), (2.0, None)]
+    schema.downgrade(unmigrated, "0001")
+    assert plain_sql(empty_database_url, "SELECT heartrate FROM job ORDER BY id") == [(1.0,), (2.0,)]
+    unmigrated.dispose()
+
+
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing(database: Database, database_url: str) -> None:
     job_id = insert_job(database)
     schema.upgrade(database)

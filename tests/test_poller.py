@@ -6,6 +6,7 @@ import math
 import random
 import selectors
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 from jobrunner.backends.base import Gone, Observation, Patience, RemoteError
+from jobrunner.due_queue import Watch
+from jobrunner.hearsay import GAP_S, REST_S, Hearsay
 from jobrunner.poller import SLACK_S, Answer, Poller
 from jobrunner.states import Phase
 from jobrunner.testing import Fault, MemoryBackend
@@ -378,7 +381,7 @@ def test_an_outage_is_an_error_for_each_job_backs_off_and_is_over_at_once() -> N
             asked = len(bench.of(1))
             await asyncio.sleep(20)
             assert len(bench.of(1)) - asked >= 3
-        assert bench.health[0] == (False, "BackendError: error was ordered")
+        assert bench.health[0] == (False, "error was ordered")
         assert bench.health[1][0]
         assert bench.health[1][1].startswith("readable again after 3")
         assert len(bench.health) == 2
@@ -690,3 +693,149 @@ def test_what_was_forgotten_long_before_its_time_does_not_pile_up() -> None:
         assert len(poller._queue._heap) < 2500
 
     virtually(main())
+
+
+# --- what is heard from outside --------------------------------------------------------------------
+
+
+def test_a_job_of_which_something_is_heard_is_asked_about_at_once() -> None:
+    async def main() -> None:
+        bench = Bench(3)
+        async with bench.running():
+            bench.watch(1, 2, 3, interval_s=100)
+            await asyncio.sleep(50)
+            heard_s = now_s()
+            bench.poller.hurry_external("memory-2")
+            await asyncio.sleep(1)
+            asked_s, job_id, _, _ = bench.answers[-1]
+        assert (job_id, len(bench.answers)) == (2, 4)
+        assert asked_s - heard_s < 0.01
+
+    virtually(main())
+
+
+def test_all_jobs_of_an_external_id_are_asked_about_and_those_forgotten_are_not() -> None:
+    async def main() -> None:
+        bench = Bench(2)
+        async with bench.running():
+            bench.watch(1, 2, interval_s=100)
+            for job_id in (11, 12, 13):
+                bench.poller.watch(job_id, "memory-1", 100)
+            for job_id in (1, 12):  # the first and one in the middle
+                bench.poller.forget(job_id)
+            await asyncio.sleep(50)
+            bench.answers.clear()
+            bench.poller.hurry_external("memory-1")
+            await asyncio.sleep(1)
+            assert sorted(job_id for _, job_id, _, _ in bench.answers) == [11, 13]
+            for job_id in (11, 13):
+                bench.poller.forget(job_id)
+            bench.answers.clear()
+            bench.poller.hurry_external("memory-1")
+            await asyncio.sleep(1)
+        assert bench.answers == []
+
+    virtually(main())
+
+
+def test_what_is_heard_while_a_job_is_asked_about_is_asked_about_again_after_a_rest() -> None:
+    """The answer under way may be older than what was heard."""
+
+    async def main() -> None:
+        bench = Bench()
+        bench.outside.order(Fault.SLOW, delay_s=0.5)
+        async with bench.running():
+            bench.watch(1, interval_s=100)
+            await asyncio.sleep(0.1)
+            bench.poller.hurry_external("memory-1")
+            await asyncio.sleep(20)
+        (gap_s,) = bench.gaps_s()
+        assert REST_S <= gap_s < REST_S + 2 * GAP_S
+
+    virtually(main())
+
+
+def test_what_is_heard_again_and_again_of_one_job_is_asked_about_once_a_rest() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.watch(1, interval_s=1000)
+            for _ in range(1000):
+                bench.poller.hurry_external("memory-1")
+                await asyncio.sleep(0.01)
+        assert 8 <= len(bench.answers) <= 11, "ten seconds of it"
+        assert min(bench.gaps_s()) >= REST_S
+
+    virtually(main())
+
+
+def test_a_flood_about_all_jobs_adds_one_bulk_a_gap() -> None:
+    async def main() -> None:
+        bench = Bench(1000, bulk_limit=10)
+        async with bench.running():
+            bench.watch(*range(1, 1001), interval_s=1000)
+            await asyncio.sleep(100)
+            before = bench.outside.calls["fetch"]
+            for _ in range(100):
+                for job_id in range(1, 1001):
+                    bench.poller.hurry_external(f"memory-{job_id}")
+                await asyncio.sleep(0.1)
+            calls = bench.outside.calls["fetch"] - before
+        assert 0.8 * 10 / GAP_S <= calls <= 10 / GAP_S + 1, "ten seconds of it"
+
+    virtually(main())
+
+
+def test_what_is_heard_of_nobody_is_let_go() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.watch(1, interval_s=100)
+            await asyncio.sleep(10)
+            for number in range(1000):
+                bench.poller.hurry_external(f"nobody-{number}")
+            await asyncio.sleep(10)
+        assert len(bench.answers) == 1
+        assert not bench.poller._hearsay._heard
+
+    virtually(main())
+
+
+def test_what_is_heard_during_a_back_off_neither_breaks_it_nor_piles_up() -> None:
+    async def main() -> None:
+        bench = Bench(51, bulk_limit=1)
+        async with bench.running():
+            bench.watch(*range(1, 52), interval_s=1000)
+            await asyncio.sleep(500)
+            bench.outside.order(Fault.THROTTLE, retry_after_s=30.0)
+            bench.poller.hurry(51)
+            await asyncio.sleep(1)
+            calls = bench.outside.calls["fetch"]
+            for _ in range(28):
+                for job_id in range(1, 51):
+                    bench.poller.hurry_external(f"memory-{job_id}")
+                await asyncio.sleep(1)
+            assert bench.outside.calls["fetch"] == calls
+            await asyncio.sleep(6)
+            assert calls < bench.outside.calls["fetch"] <= calls + 2 + 6 / GAP_S
+            await asyncio.sleep(20)
+        assert {job_id for _, job_id, _, _ in bench.answers[51:]} == set(range(1, 52)), "all of them, after"
+
+    virtually(main())
+
+
+def test_knowing_jobs_by_their_external_ids_is_small() -> None:
+    def bytes_of(count: int) -> int:
+        tracemalloc.start()
+        try:
+            hearsay = Hearsay(lambda: 0.0)
+            watches = [Watch(n, f"0a1b2c3d-0000-4000-8000-{n:012d}", 10.0) for n in range(count)]
+            before, _ = tracemalloc.get_traced_memory()
+            for watch in watches:
+                hearsay.add(watch)
+            after, _ = tracemalloc.get_traced_memory()
+            return after - before
+        finally:
+            tracemalloc.stop()
+
+    assert bytes_of(20_000) / 20_000 < 150

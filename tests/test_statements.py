@@ -3,6 +3,8 @@
 import dataclasses
 import uuid
 from collections.abc import Callable
+from contextlib import closing
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -11,11 +13,12 @@ from jobrunner import statements
 from jobrunner.database import Database
 from jobrunner.errors import JobNotFound
 from jobrunner.heartbeat import Beater
-from jobrunner.statements import Claim, Sighting
+from jobrunner.statements import Claim, Sight, Sighting
 from jobrunner.states import TERMINAL_STATES, JobState
 from tests.helpers import (
     a_running_job,
     an_owner,
+    calls_of,
     events_of,
     insert_job,
     plain_connection,
@@ -27,12 +30,20 @@ from tests.helpers import (
 TOKEN = uuid.uuid4().hex
 
 Write = Callable[[Connection, Claim], object]
+
+
+def observe(conn: Connection, claim: Claim, external_id: str, **shown: Any) -> set[int]:
+    sight = Sight(claim.job_id, claim.claims, external_id, **shown)
+    return statements.observe_many(conn, claim.runner_id, [sight])
+
+
 OWNERS_WRITES: dict[str, Write] = {
     "end": lambda conn, claim: statements.end(conn, claim, JobState.SUCCESS, "done"),
     "release": lambda conn, claim: statements.release(conn, claim, "told to stop"),
     "begin_submit": lambda conn, claim: statements.begin_submit(conn, claim, TOKEN, "this host"),
     "renew_token": lambda conn, claim: statements.renew_token(conn, claim, TOKEN, "another"),
-    "observe": lambda conn, claim: statements.observe(conn, claim, "ext-1", external_state="RUNNING"),
+    "observe_many": lambda conn, claim: observe(conn, claim, "ext-1", external_state="RUNNING"),
+    "say_unsubmitted": lambda conn, claim: statements.say_unsubmitted(conn, claim, "not yet"),
     "begin_cancel": lambda conn, claim: statements.begin_cancel(conn, claim, "kill"),
 }
 
@@ -56,7 +67,7 @@ def beat(database: Database, claim: Claim) -> list[statements.Beaten]:
 def test_a_stale_claim_writes_nothing(
     database: Database, database_url: str, name: str, stale: dict[str, object]
 ) -> None:
-    external_id = "ext-1" if name == "observe" else None
+    external_id = "ext-1" if name == "observe_many" else None
     claim, _ = a_running_job(database, submit_token=TOKEN, external_id=external_id)
     before = row_of(database, claim.job_id)
     assert not write(database, OWNERS_WRITES[name], dataclasses.replace(claim, **stale))  # type: ignore[arg-type]
@@ -103,17 +114,136 @@ def test_an_outcome_of_an_earlier_external_job_is_not_written(database: Database
     claim, _ = a_running_job(database, external_id="ext-2")
     with database.write() as connection:
         assert not statements.end(connection, claim, JobState.FAILED, "gone", external_id="ext-1")
-        assert not statements.observe(connection, claim, "ext-1", external_state="FAILED")
+        assert not observe(connection, claim, "ext-1", external_state="FAILED")
     assert row_of(database, claim.job_id)["external_state"] is None
 
 
 def test_an_observation_writes_only_what_it_was_given(database: Database) -> None:
     claim, _ = a_running_job(database, external_id="ext-1")
     with database.write() as connection:
-        assert statements.observe(connection, claim, "ext-1", external_state="RUNNING", detail={"node": "a"})
-        assert statements.observe(connection, claim, "ext-1", message="half done")
+        assert observe(connection, claim, "ext-1", external_state="RUNNING", detail={"node": "a"})
+        assert observe(connection, claim, "ext-1", message="half done")
     row = row_of(database, claim.job_id)
     assert (row["external_state"], row["message"], row["detail"]) == ("RUNNING", "half done", {"node": "a"})
+
+
+def test_an_end_brings_what_was_seen_last_and_keeps_what_was_not(database: Database) -> None:
+    claim, _ = a_running_job(database, external_id="ext-1")
+    other, _ = a_running_job(database, external_id="ext-2")
+    with database.write() as connection:
+        for each, external_id in ((claim, "ext-1"), (other, "ext-2")):
+            observe(connection, each, external_id, external_state="RUNNING", detail={"node": "a"})
+        end = statements.end
+        assert end(connection, claim, JobState.FAILED, "it broke", external_state="DEAD", detail={"code": 3})
+        assert end(connection, other, JobState.LOST, "it is gone")
+    rows = [row_of(database, each.job_id) for each in (claim, other)]
+    assert [(row["external_state"], row["detail"], row["message"]) for row in rows] == [
+        ("DEAD", {"code": 3}, "it broke"),
+        ("RUNNING", {"node": "a"}, "it is gone"),
+    ]
+
+
+# --- observing in bulk ----------------------------------------------------------------------------
+
+
+def many_running(database: Database, count: int) -> tuple[str, list[int]]:
+    """Store running jobs of one owner, whose external ids are ext-0, ext-1 …"""
+    owner = an_owner()
+    return owner.runner_id, [insert_job(database, owner, external_id=f"ext-{n}") for n in range(count)]
+
+
+def test_many_observations_are_one_statement(database: Database) -> None:
+    me, ids = many_running(database, 30)
+    sights = [Sight(each, 1, f"ext-{n}", "RUNNING", f"step {n}", {"n": n}) for n, each in enumerate(ids)]
+    with database.write() as connection, statements_of(database) as sent:
+        assert statements.observe_many(connection, me, sights[::-1]) == set(ids)
+    assert len(sent) == 1
+    for n, job_id in enumerate(ids):
+        row = row_of(database, job_id)
+        assert (row["external_state"], row["message"], row["detail"]) == ("RUNNING", f"step {n}", {"n": n})
+
+
+def test_in_one_bulk_each_row_has_its_own_fence(database: Database, database_url: str) -> None:
+    me, ids = many_running(database, 6)
+    ours, taken, reclaimed, renewed, ended, released = ids
+    plain_sql(database_url, f"UPDATE job SET runner_id = 'another' WHERE id = {taken}")
+    plain_sql(database_url, f"UPDATE job SET claims = 2 WHERE id = {reclaimed}")
+    plain_sql(database_url, f"UPDATE job SET external_id = 'a later one' WHERE id = {renewed}")
+    plain_sql(database_url, f"UPDATE job SET state = 'failed' WHERE id = {ended}")
+    plain_sql(database_url, f"UPDATE job SET state = 'queued' WHERE id = {released}")
+    before = {each: row_of(database, each) for each in ids}
+    sights = [Sight(each, 1, f"ext-{n}", "RUNNING", "seen") for n, each in enumerate(ids)]
+    with database.write() as connection:
+        assert statements.observe_many(connection, me, sights) == {ours}
+    assert [each for each in ids if row_of(database, each) != before[each]] == [ours]
+
+
+STRANGE: list[Any] = [
+    "a \0 within",
+    "half a pair \ud800",
+    "a whole one \N{GRINNING FACE}, 'quoted' and \"so\" \\u0000",
+    float("nan"),
+    uuid.UUID(int=7),
+    {"deep": ["\0", float("inf")], 3: None},
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=repr)
+def test_whatever_a_backend_says_spoils_no_other_row(database: Database, strange: Any) -> None:
+    me, (first, second) = many_running(database, 2)
+    message = strange if isinstance(strange, str) else "plain"
+    sights = [
+        Sight(first, 1, "ext-0", "RUNNING", message, {"value": strange}),
+        Sight(second, 1, "ext-1", "RUNNING", "plain"),
+    ]
+    with database.write() as connection:
+        assert statements.observe_many(connection, me, sights) == {first, second}
+    assert row_of(database, second)["message"] == "plain"
+    assert set(row_of(database, first)["detail"]) == {"value"}
+    if strange == STRANGE[2]:
+        assert row_of(database, first)["message"] == row_of(database, first)["detail"]["value"] == strange
+
+
+def test_a_bulk_leaves_out_the_row_that_somebody_holds(
+    postgres_database: Database, postgres_url: str
+) -> None:
+    me, ids = many_running(postgres_database, 20)
+    sights = [Sight(each, 1, f"ext-{n}", "RUNNING") for n, each in enumerate(ids)]
+    with closing(plain_connection(postgres_url)) as somebody:
+        somebody.execute("BEGIN")
+        somebody.execute(f"SELECT 1 FROM job WHERE id = {ids[3]} FOR UPDATE")
+        with postgres_database.write() as connection:
+            assert statements.observe_many(connection, me, sights) == set(ids) - {ids[3]}
+        somebody.execute("ROLLBACK")
+    with postgres_database.write() as connection:
+        assert statements.observe_many(connection, me, sights[3:4]) == {ids[3]}
+
+
+def test_a_bulk_finds_its_rows_by_their_ids(sqlite_database: Database) -> None:
+    """By the index on the state SQLite would go through all running jobs for each row of the bulk."""
+    me, ids = many_running(sqlite_database, 3)
+    with calls_of(sqlite_database) as sent, sqlite_database.write() as connection:
+        statements.observe_many(connection, me, [Sight(each, 1, "ext-0") for each in ids])
+        ((statement, parameters),) = [call for call in sent if call[0].startswith("UPDATE")]
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    steps = [row[3] for row in plan]
+    assert "SEARCH job USING INTEGER PRIMARY KEY (rowid=?)" in steps, steps
+
+
+# --- what a submission says -----------------------------------------------------------------------
+
+
+def test_what_is_said_of_a_submission_stands_until_there_is_an_id(database: Database) -> None:
+    claim, _ = a_running_job(database, submit_token=TOKEN)
+    with database.write() as connection:
+        assert statements.say_unsubmitted(connection, claim, "not submitted yet: throttled")
+        assert statements.get(connection, claim.job_id)["message"] == "not submitted yet: throttled"
+        assert statements.record_submitted(connection, claim.job_id, TOKEN, "ext-1")
+        assert statements.get(connection, claim.job_id)["message"] is None
+        assert not statements.say_unsubmitted(connection, claim, "too late")
+        assert observe(connection, claim, "ext-1", message="half done")
+        assert statements.record_submitted(connection, claim.job_id, TOKEN, "ext-1"), "a late second answer"
+    assert row_of(database, claim.job_id)["message"] == "half done"
 
 
 # --- transitions ----------------------------------------------------------------------------------

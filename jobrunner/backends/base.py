@@ -17,13 +17,20 @@ class Observation:
     """What the outside system says of one job.
 
     `external_state` is its own word, `phase` ours for it. `detail` is a whitelist of fields worth
-    keeping in the row: never an environment, a command line or a secret.
+    keeping in the row: never an environment, a command line or a secret. `has_run`: the work started
+    at some time, where the phase alone does not tell (a retry waits once more).
     """
 
     phase: Phase
     external_state: str
     message: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
+    has_run: bool = False
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the work has ever started."""
+        return self.has_run or self.phase is not Phase.WAITING
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,11 @@ class Backend(Protocol):
 
     A backend may also carry `patience: Patience`; without it the defaults hold. Each method may
     raise `Throttled`; any other error means that there was no answer.
+
+    Two methods more are used where a backend has them. `async check() -> str` makes one harmless call
+    and says in a sentence what answered, or raises `BackendError` with what failed. `events() ->
+    AsyncIterator[str]` yields the external ids of jobs of which something was heard, so that they are
+    asked about at once; it may tell too much, too little, or twice: `fetch` remains the truth.
     """
 
     bulk_limit: int
@@ -105,7 +117,8 @@ class Backend(Protocol):
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         """Start the job described by `spec` under `token` and return its external id.
 
-        Raises `SubmitRejected` when the system refused for good, `Throttled` when nothing was done.
+        Raises `SubmitRejected` when the system refused for good, `Throttled` or `NotSent` when nothing
+        was done and it may be tried again.
         After any other error the job may exist: the runner asks `find`.
         """
         ...
@@ -126,7 +139,10 @@ class Backend(Protocol):
         ...
 
     def logs(self, external_id: str, since: dt.datetime | None) -> AsyncIterator[LogLine]:
-        """Yield the job's output so far, oldest first, from `since` on where that is known."""
+        """Yield the job's output so far, oldest first, from `since` on where that is known.
+
+        Raises `LogsUnavailable` with the reason where there is none to be read.
+        """
         ...
 
     async def close(self) -> None:
@@ -139,6 +155,9 @@ def patience_of(backend: Backend) -> Patience:
     patience = getattr(backend, "patience", None)
     return patience if isinstance(patience, Patience) else Patience()
 
+
+SEND_WITHIN_S = 10.0
+"""How long after the intent was stored a request may still leave (`ensure_in_time`)."""
 
 _send_before_s: ContextVar[float | None] = ContextVar("jobrunner_send_before_s", default=None)
 

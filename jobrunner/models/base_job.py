@@ -104,6 +104,7 @@ class BaseJob(Base):
     detail: Mapped[dict[str, Any] | None] = mapped_column(_Json)
     deadline_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     poll_interval: Mapped[float | None] = mapped_column(Float(53))
+    start_timeout: Mapped[float | None] = mapped_column(Float(53))
 
     __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_abstract": True}  # noqa: RUF012  # SQLAlchemy's form
 

@@ -15,8 +15,10 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
     """A job that a backend does. Abstract: a subclass names its `backend_kind` and makes the `spec`.
 
     `spec`: what to submit, JSON; a secret in it is refused. `connection`: the name of a configured
-    connection; without it `<kind>_default`. `poll_interval`: seconds between looks.
-    Raises `SpecError` and `SettingsError`.
+    connection; without it `<kind>_default`. `poll_interval`: seconds between looks. `start_timeout`:
+    seconds from the submission within which the work must have started, or it is cancelled and the
+    job fails, saying what it waited for. `external_id`: work that is there already; then nothing is
+    submitted, and it is watched from the start. Raises `SpecError`, `SettingsError` and `UsageError`.
     """
 
     backend_kind: ClassVar[str] = ""
@@ -33,6 +35,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         *,
         spec: dict[str, Any] | None = None,
         poll_interval: float | None = None,
+        start_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
         secret = find_secret(spec)
@@ -49,10 +52,21 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
             raise UsageError(
                 f"A poll interval of {poll_interval} s cannot be kept: give seconds, more than 0."
             )
+        if start_timeout is not None and not 0 < start_timeout < float("inf"):
+            raise UsageError(
+                f"A start timeout of {start_timeout} s leaves no time to start: give seconds, more than 0."
+            )
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]
         kwargs.setdefault("submit_token", uuid.uuid4().hex)
-        super().__init__(executor, heartrate, spec=spec or {}, poll_interval=interval, **kwargs)
+        super().__init__(
+            executor,
+            heartrate,
+            spec=spec or {},
+            poll_interval=interval,
+            start_timeout=start_timeout,
+            **kwargs,
+        )
 
     @classmethod
     def make_backend(cls, connection: ConnectionSettings) -> Backend:
@@ -70,3 +84,15 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         if not hasattr(executor, "run_monitor_job"):
             executor = registry.load_executor_class("LocalExecutor")()
         executor.run_monitor_job(self)
+
+    def log_id(self, *, child: int | None = None, node: int | None = None) -> str:
+        """Return the external id under which `Backend.logs` has the output of the job, or of a part of it.
+
+        `child`, `node`: which part, counted from 0, where a job of this type has parts. Empty while
+        nothing of the job is outside yet. Raises `UsageError` for a part that it does not have.
+        """
+        if child is not None or node is not None:
+            raise UsageError(
+                f"A {type(self).__name__} has no children or nodes: leave --child and --node away."
+            )
+        return self.external_id or ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from jobrunner.errors import BackendError, SubmitRejected, Throttled
+from jobrunner.errors import BackendError, NotSent, SubmitRejected, Throttled
 
 
 class Fault(StrEnum):
@@ -30,7 +30,9 @@ class Fault(StrEnum):
     REJECT = "reject"
     """`submit` raises `SubmitRejected`; nothing is made."""
     NOT_MADE = "not made"
-    """`submit` raises `BackendError`; nothing is made."""
+    """`submit` raises `BackendError`; nothing is made, and nobody knows."""
+    NOT_SENT = "not sent"
+    """`submit` raises `NotSent`; nothing is made."""
     ANSWER_LOST = "answer lost"
     """`submit` and `cancel` do their work and then raise `BackendError`."""
     UNSURE = "unsure"
@@ -51,6 +53,7 @@ CALLS_OF: dict[Fault, frozenset[str]] = {
     Fault.VANISH: frozenset({"fetch"}),
     Fault.REJECT: frozenset({"submit"}),
     Fault.NOT_MADE: frozenset({"submit"}),
+    Fault.NOT_SENT: frozenset({"submit"}),
     Fault.ANSWER_LOST: frozenset({"submit", "cancel"}),
     Fault.UNSURE: frozenset({"find"}),
 }
@@ -115,4 +118,6 @@ class Order:
             return Throttled(self.message, retry_after_s=self.retry_after_s)
         if self.fault is Fault.REJECT:
             return SubmitRejected(self.message)
+        if self.fault is Fault.NOT_SENT:
+            return NotSent(self.message)
         return BackendError(self.message)

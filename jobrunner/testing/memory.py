@@ -81,6 +81,7 @@ class MemoryBackend:
         self._orders: list[Order] = []
         self._by_token: dict[str, list[str]] = {}
         self._closed_tokens: set[str] = set()
+        self._streams: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[str | Exception]]] = []
 
     # The hand of the test.
 
@@ -140,6 +141,20 @@ class MemoryBackend:
         """Append to a job's output."""
         with self._lock:
             self.jobs[external_id].lines += [LogLine(line, utcnow()) for line in lines]
+
+    def tell(self, *external_ids: str) -> None:
+        """Let all who listen to `events` hear of these jobs, true or not."""
+        self._send(external_ids)
+
+    def break_events(self, error: Exception) -> None:
+        """Let `error` end each stream of events that is listened to now."""
+        self._send([error])
+
+    @property
+    def listeners(self) -> int:
+        """How many streams of events are listened to now."""
+        with self._lock:
+            return len(self._streams)
 
     def submissions(self, token: str) -> int:
         """Return how many jobs were made under `token`."""
@@ -245,11 +260,32 @@ class MemoryBackend:
             if since is None or line.at is None or line.at >= since:
                 yield line
 
+    async def events(self) -> AsyncIterator[str]:
+        """Yield what `tell` says from now on."""
+        stream = (asyncio.get_running_loop(), asyncio.Queue[str | Exception]())
+        with self._lock:
+            self._streams.append(stream)
+        try:
+            while True:
+                heard = await stream[1].get()
+                if isinstance(heard, Exception):
+                    raise heard
+                yield heard
+        finally:
+            with self._lock:
+                self._streams.remove(stream)
+
     async def close(self) -> None:
         """Only be counted: the outside outlives its callers."""
         self._note("close", ())
 
     # Inside.
+
+    def _send(self, what: Iterable[str | Exception]) -> None:
+        with self._lock:
+            for loop, queue in self._streams:
+                for each in what:
+                    loop.call_soon_threadsafe(queue.put_nowait, each)
 
     def _make(self, spec: Mapping[str, Any], token: str) -> str:
         external_id = f"memory-{len(self.jobs) + 1}"

@@ -60,6 +60,8 @@ class MemoryJob:
     cancel_due_s: float | None = None
     running_since_s: float | None = None
     lines: list[LogLine] = field(default_factory=list)
+    has_run: bool = False
+    """Lets it say so while it waits: a work that is tried again."""
 
     def move(
         self, phase: Phase, now_s: float, message: str = "", detail: Mapping[str, Any] | None = None
@@ -113,4 +115,6 @@ class MemoryJob:
 
     def observation(self) -> Observation:
         """Return what the outside says of the job."""
-        return Observation(self.phase, self.external_state, self.message, dict(self.detail))
+        return Observation(
+            self.phase, self.external_state, self.message, dict(self.detail), has_run=self.has_run
+        )

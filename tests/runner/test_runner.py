@@ -259,7 +259,7 @@ def test_the_time_without_an_answer_does_not_count_as_gone(sqlite_database: Data
 
 
 def is_shown(owned: OwnedJob) -> bool:
-    return owned.writer is None and owned.shown is not None and owned.shown.external_state == "RUNNING"
+    return owned.to_show is None and owned.shown is not None and owned.shown.external_state == "RUNNING"
 
 
 def test_what_a_former_owner_saw_counts_as_seen(sqlite_database: Database) -> None:
@@ -353,42 +353,6 @@ def test_an_outcome_whose_first_write_was_answered_too_late_is_ours_all_the_same
         assert row_of(database, job.id)["state"] is JobState.SUCCESS
 
     monkeypatch.setattr(statements, "end", end)
-    asyncio.run(main())
-
-
-def test_an_older_look_is_never_written_over_the_last_one(
-    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The write of an older look hangs, and would come between that of the last one and the end."""
-    real = statements.observe
-    held, go, older_written = threading.Event(), threading.Event(), threading.Event()
-
-    def observe(connection: Any, *arguments: Any, **options: Any) -> bool:
-        if options["external_state"] == "RUNNING" and not held.is_set():
-            held.set()
-            go.wait(0.7)
-            written = real(connection, *arguments, **options)
-            older_written.set()
-            return written
-        written = real(connection, *arguments, **options)
-        if options["external_state"] == "SUCCEEDED":
-            go.set()
-            older_written.wait(5)
-        return written
-
-    async def main() -> None:
-        outside = an_outside()
-        with use_backend(outside):
-            async with a_runner(postgres_database) as runner:
-                monkeypatch.setattr(statements, "observe", observe)
-                job = a_job(heartrate=30)
-                end = start(runner, job)
-                await soon(held.is_set)
-                (external_id,) = outside.jobs
-                outside.succeed(external_id)
-                assert await within(end) is JobState.SUCCESS
-        assert look(postgres_database, job.id, "external_state", "message") == ("SUCCEEDED", "SUCCEEDED")
-
     asyncio.run(main())
 
 

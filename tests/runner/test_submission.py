@@ -9,7 +9,7 @@ import pytest
 
 from jobrunner import statements, submission
 from jobrunner.backends.base import Patience
-from jobrunner.clock import utcnow
+from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, DatabaseUnavailable
 from jobrunner.states import JobState, Phase
@@ -193,6 +193,175 @@ def test_a_job_released_while_its_submission_is_in_doubt_is_settled_by_the_next_
             async with a_runner(database) as second:
                 assert await within(take_over(second, job)) is JobState.SUCCESS
         assert len(outside.jobs) == 1
+
+    asyncio.run(main())
+
+
+def test_a_submission_that_was_not_sent_is_sent_again_and_nothing_is_in_doubt(database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside(SOON)
+        order = outside.order(Fault.NOT_SENT, call="submit", times=2)
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = a_job()
+                assert await within(start(runner, job)) is JobState.SUCCESS
+        assert order.served == 2
+        assert (outside.calls["submit"], outside.calls["find"]) == (3, 0)
+        assert look(database, job.id, "attempt", "submit_token") == (1, job.submit_token)
+
+    asyncio.run(main())
+
+
+def test_a_submission_that_is_too_late_to_send_begins_anew(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(submission, "SEND_WITHIN_S", 0.1)
+        outside = an_outside(SOON)
+        outside.order(Fault.SLOW, call="submit", delay_s=0.3)
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                assert await within(start(runner, a_job())) is JobState.SUCCESS
+        assert (outside.calls["submit"], outside.calls["find"]) == (2, 0)
+
+    asyncio.run(main())
+
+
+# --- what the row says meanwhile -----------------------------------------------------------------
+
+
+def sayings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect what is written of a submission."""
+    real, said = statements.say_unsubmitted, []
+
+    def say_unsubmitted(connection: Any, claim: Any, message: str) -> bool:
+        said.append(message)
+        return real(connection, claim, message)
+
+    monkeypatch.setattr(statements, "say_unsubmitted", say_unsubmitted)
+    return said
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_SENT, Fault.THROTTLE])
+def test_the_row_says_why_nothing_is_submitted_yet(
+    database: Database, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    async def main() -> None:
+        said = sayings(monkeypatch)
+        outside = an_outside(Plan(run_for_s=3))
+        order = outside.order(fault, call="submit", times=None, message="no route to the endpoint")
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = a_job()
+                start(runner, job)
+                await soon(lambda: order.served >= 3)
+                words = "not submitted yet: no route to the endpoint"
+                assert look(database, job.id, "message", "external_id") == (words, None)
+                order.stop()
+                await soon(lambda: row_of(database, job.id)["message"] == "RUNNING")
+        assert said == [words], "it is written when it changes"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.THROTTLE, Fault.UNSURE])
+def test_the_row_says_what_is_in_doubt(database: Database, fault: Fault) -> None:
+    async def main() -> None:
+        outside = an_outside(Plan(run_for_s=3))
+        outside.order(Fault.ANSWER_LOST, call="submit")
+        later = utcnow() + dt.timedelta(seconds=0.1)
+        order = outside.order(fault, call="find", times=None, message="the listing lags", retry_at=later)
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = a_job()
+                start(runner, job)
+                await soon(lambda: order.served >= 2)
+                await soon(lambda: "the listing lags" in row_of(database, job.id)["message"])
+                message, started_at = look(database, job.id, "message", "submit_started_at")
+                assert message.startswith(f"submission in doubt since {started_at:%H:%M} UTC: ")
+                assert message.endswith("the listing lags; asking until it is proven")
+                order.stop()
+                await soon(lambda: row_of(database, job.id)["message"] == "RUNNING")
+
+    asyncio.run(main())
+
+
+def test_a_kill_does_not_wait_for_what_a_throttled_submission_waits_for(database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside()
+        order = outside.order(Fault.THROTTLE, call="submit", times=None, retry_after_s=1000)
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = a_job()
+                end = start(runner, job)
+                await soon(lambda: order.served)
+                job.request_kill()
+                assert await within(end, 10) is JobState.KILLED
+        assert outside.calls["submit"] == 1, "it was asked for patience"
+        assert row_of(database, job.id)["message"] == "killed before it was submitted"
+
+    asyncio.run(main())
+
+
+def test_a_job_whose_submission_waits_for_long_goes_on_beating(sqlite_database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside(patience=Patience(call_s=0.1))
+        order = outside.order(Fault.THROTTLE, call="submit", times=None, retry_after_s=1000)
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                job = a_job()
+                start(runner, job)
+                await soon(lambda: order.served)
+                await soon(lambda: runner.jobs[job.id].progress_by_s > monotonic_s() + 900)
+
+    asyncio.run(main())
+
+
+# --- work that is there already ------------------------------------------------------------------
+
+
+def test_work_that_is_there_already_is_watched_and_not_submitted(database: Database) -> None:
+    async def main() -> str:
+        return await outside.submit({}, "somebody else's")
+
+    outside = an_outside()
+    external_id = asyncio.run(main())
+    outside.jobs[external_id].plan = SOON
+    with use_backend(outside):
+        job = a_job(external_id=external_id)
+        job.run()
+    assert (job.state, job.external_id, job.submit_started_at) == (JobState.SUCCESS, external_id, None)
+    assert outside.calls["submit"] == 1, "only somebody else's"
+    assert outside.calls["find"] == 0
+
+
+def test_work_that_is_there_already_is_killed_by_the_flag(database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside()
+        external_id = await outside.submit({}, "somebody else's")
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = a_job(external_id=external_id)
+                end = start(runner, job)
+                await soon(lambda: row_of(database, job.id)["external_state"] == "RUNNING")
+                job.request_kill()
+                assert await within(end) is JobState.KILLED
+        assert outside.jobs[external_id].phase is Phase.CANCELLED
+
+    asyncio.run(main())
+
+
+def test_a_kill_of_queued_work_that_is_there_already_cancels_it(database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside()
+        external_id = await outside.submit({}, "somebody else's")
+        with use_backend(outside):
+            job = a_job(external_id=external_id).store()
+            assert job.request_kill() is JobState.QUEUED, "there is something to cancel"
+            async with a_runner(database) as runner:
+                assert await within(take_over(runner, job)) is JobState.KILLED
+        assert outside.jobs[external_id].phase is Phase.CANCELLED
+        assert outside.calls["submit"] == 1, "only somebody else's"
 
     asyncio.run(main())
 
