@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from jobrunner.executors.local import LocalExecutor
-    from jobrunner.models import BaseJob, JobEvent, MonitorJob, ProcessMonitorJob
+    from jobrunner.models import BaseJob, BatchMonitorJob, JobEvent, MonitorJob, ProcessMonitorJob
     from jobrunner.settings import configure, get_settings
     from jobrunner.states import JobState, Phase
 
@@ -36,7 +36,7 @@ _HOMES = {
         *("SpecError", "UsageError", "WaitTimeout"),
     ),
     "jobrunner.executors.local": ("LocalExecutor",),
-    "jobrunner.models": ("BaseJob", "JobEvent", "MonitorJob", "ProcessMonitorJob"),
+    "jobrunner.models": ("BaseJob", "BatchMonitorJob", "JobEvent", "MonitorJob", "ProcessMonitorJob"),
     "jobrunner.settings": ("configure", "get_settings"),
     "jobrunner.states": ("JobState", "Phase"),
 }
@@ -44,6 +44,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BaseJob",
+    "BatchMonitorJob",
     "ClaimLost",
     "DatabaseError",
     "DatabaseUnavailable",

@@ -13,11 +13,13 @@ from jobrunner.logs import get_logger
 log = get_logger(__name__)
 
 JOB_TYPES = {
+    "BatchMonitorJob": "jobrunner.models.batch_monitor_job:BatchMonitorJob",
     "ProcessMonitorJob": "jobrunner.models.process_monitor_job:ProcessMonitorJob",
 }
 """Our own job types; a third party's come by the entry-point group `jobrunner.jobs`."""
 
 BACKENDS = {
+    "batch": "jobrunner.backends.batch:BatchBackend",
     "process": "jobrunner.backends.process:ProcessBackend",
 }
 """Our own backends, by the kind of connection; others come by the group `jobrunner.backends`."""

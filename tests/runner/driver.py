@@ -2,7 +2,8 @@
 
 It prints `started ID`, and at its end `outcome …`. `at` orders a signal to itself at one point of the
 submission: `before begin_submit`, `after begin_submit`, `before submit`, `after submit`,
-`before record_submitted`, `after record_submitted`.
+`before record_submitted`, `after record_submitted`; for a job of AWS Batch (`batch`: the endpoint), also
+`before send` and `after send`: when the signed request leaves, and when its answer is there.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ import sys
 import threading
 from typing import Any
 
-from jobrunner import statements
+from jobrunner import statements, submission
 from jobrunner.backends.process import ProcessBackend
 from jobrunner.errors import ClaimLost, JobEndedBadly, JobrunnerError, Released
 from jobrunner.executors.local import LocalExecutor
-from jobrunner.models import BaseJob, ProcessMonitorJob
+from jobrunner.models import BaseJob, MonitorJob, ProcessMonitorJob
+from jobrunner.settings import configure
+from tests.runner.batch_jobs import SEND_WITHIN_S, QuickBatchJob
 
 
 def say(*words: Any) -> None:
@@ -42,6 +45,8 @@ class Strike:
     def arm(self) -> None:
         if self.name == "submit":
             self._arm_backend()
+        elif self.name == "send":
+            self._arm_wire()
         else:
             self._arm_statement()
 
@@ -55,6 +60,21 @@ class Strike:
             return answer
 
         setattr(ProcessBackend, "submit", submit)  # noqa: B010  # a method is not to be assigned
+
+    def _arm_wire(self) -> None:
+        from botocore.httpsession import URLLib3Session
+
+        real = URLLib3Session.send
+
+        def send(session: Any, request: Any) -> Any:
+            if not request.url.endswith("/v1/submitjob"):
+                return real(session, request)
+            self.at("before")
+            answer = real(session, request)
+            self.at("after")
+            return answer
+
+        setattr(URLLib3Session, "send", send)  # noqa: B010  # a method is not to be assigned
 
     def _arm_statement(self) -> None:
         real = getattr(statements, self.name)
@@ -70,9 +90,18 @@ class Strike:
         setattr(statements, self.name, write)
 
 
+def _job(order: dict[str, Any], options: dict[str, Any]) -> MonitorJob:
+    if "batch" in order:
+        return QuickBatchJob("nightly", "queue", "definition", poll_interval=0.1, **options)
+    return ProcessMonitorJob(order["command"], poll_interval=0.1, stop_grace=2, **options)
+
+
 def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     order = json.loads(sys.argv[1])
+    if "batch" in order:
+        configure(connections={"batch_default": {"endpoint_url": order["batch"]}})
+        setattr(submission, "SEND_WITHIN_S", SEND_WITHIN_S)  # noqa: B010  # not a name of that module
     if "at" in order:
         Strike(order["at"], order["signal"]).arm()
     executor = LocalExecutor(
@@ -83,13 +112,7 @@ def main() -> int:
             executor.attach(order["attach"])
             job_id = order["attach"]
         else:
-            job = ProcessMonitorJob(
-                order["command"],
-                executor=executor,
-                heartrate=order.get("heartrate", 0.5),
-                poll_interval=0.1,
-                stop_grace=2,
-            )
+            job = _job(order, {"executor": executor, "heartrate": order.get("heartrate", 0.5)})
             job.run()
             job_id = job.id
     except Released as error:

@@ -1,0 +1,132 @@
+"""A Batch job's output, from CloudWatch Logs: every attempt, every container, a child or a node."""
+
+import datetime as dt
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobrunner.backends.base import LogLine
+from jobrunner.backends.batch.connection import Aws
+from jobrunner.backends.batch.reading import attempts_of, containers_of
+from jobrunner.backends.batch.trouble import AwsError, Kind
+from jobrunner.errors import LogsUnavailable, Throttled
+
+_MISSING = "ResourceNotFoundException"
+_DRIVER = "awslogs"  # what Batch uses where the job definition says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream of CloudWatch Logs. `source` tells it from the job's others; empty where there is one."""
+
+    name: str
+    group: str
+    region: str
+    source: str
+
+
+async def lines(aws: Aws, external_id: str, since: dt.datetime | None) -> AsyncIterator[LogLine]:
+    """Yield a job's output, one attempt after the other, from `since` on.
+
+    Raises `LogsUnavailable` with the reason where there is none, or, at its end, where a stream is
+    missing; `Throttled`, and `AwsError` where CloudWatch Logs gave no clear answer.
+    """
+    answer = await _ask(aws, "batch", "describe_jobs", jobs=[external_id])
+    job = next((each for each in answer["jobs"] if each["jobId"] == external_id), None)
+    if job is None:
+        raise LogsUnavailable(
+            f"AWS Batch does not know the job {external_id} any more, and so not where its output is."
+        )
+    streams = list(_streams(job, aws.options.log_group))
+    if not streams:
+        raise LogsUnavailable(_why_none(job))
+    missing: list[str] = []
+    for stream in streams:
+        try:
+            async for line in _lines_of(aws, stream, since):
+                yield line
+        except AwsError as error:
+            if error.code != _MISSING:
+                raise
+            missing.append(f"{stream.name} in {stream.group}")
+    if missing:
+        raise LogsUnavailable(
+            f"CloudWatch Logs has no stream {', '.join(missing)}: nothing was written to it yet, or it was "
+            "deleted."
+        )
+
+
+async def _lines_of(aws: Aws, stream: Stream, since: dt.datetime | None) -> AsyncIterator[LogLine]:
+    question: dict[str, Any] = {
+        "logGroupName": stream.group,
+        "logStreamName": stream.name,
+        "startFromHead": True,
+    }
+    if since is not None:
+        question["startTime"] = int(since.timestamp() * 1000)
+    while True:
+        page = await _ask(aws, "logs", "get_log_events", region=stream.region, **question)
+        for event in page.get("events") or ():
+            at = dt.datetime.fromtimestamp(event["timestamp"] / 1000, dt.UTC)
+            for text in event["message"].splitlines() or [""]:
+                yield LogLine(text, at, stream.source)
+        token = page.get("nextForwardToken")
+        if token is None or token == question.get("nextToken"):  # the same again: that was the end
+            return
+        question["nextToken"] = token
+
+
+async def _ask(aws: Aws, service: str, operation: str, *, region: str = "", **params: Any) -> dict[str, Any]:
+    try:
+        return await aws.call(service, operation, region=region, **params)
+    except AwsError as error:
+        if error.kind is Kind.THROTTLED:
+            raise Throttled(str(error), retry_after_s=error.retry_after_s) from error
+        if error.kind is Kind.PERMISSION:
+            raise LogsUnavailable(f"The output cannot be read: {error}.") from error
+        raise
+
+
+def _streams(job: Mapping[str, Any], log_group: str) -> Iterator[Stream]:
+    """Yield the streams of a job, the oldest attempt's first; the last attempt's stand in the job, too."""
+    ended = attempts_of(job)
+    found: dict[str, str] = {}
+    for number, part in enumerate([*ended, job], start=1):
+        containers = list(containers_of(part))
+        for container in containers:
+            name = container.get("logStreamName")
+            if name and name not in found:
+                words = [f"attempt {number}", str(container.get("name") or "")]
+                found[name] = " ".join(words[: 1 + (len(containers) > 1)])
+    settings: Mapping[str, Any] = next(
+        (each["logConfiguration"] for each in containers_of(job) if each.get("logConfiguration")), {}
+    )
+    if settings.get("logDriver", _DRIVER) != _DRIVER:
+        return
+    options = settings.get("options") or {}
+    group, region = options.get("awslogs-group") or log_group, options.get("awslogs-region") or ""
+    for name, source in found.items():
+        yield Stream(name, group, region, source if len(found) > 1 else "")
+
+
+def _why_none(job: Mapping[str, Any]) -> str:
+    status = job.get("status")
+    size = (job.get("arrayProperties") or {}).get("size")
+    if size:
+        return (
+            f"It is an array of {size} children, and each has its own output: choose one with --child 0 "
+            f"to --child {size - 1}."
+        )
+    if job.get("eksProperties"):
+        return (
+            "It runs on EKS, where the output goes to whatever the cluster's log agent sends it to, and "
+            "AWS Batch does not say where that is."
+        )
+    for container in containers_of(job):
+        driver = (container.get("logConfiguration") or {}).get("logDriver", _DRIVER)
+        if driver != _DRIVER:
+            return f"Its log driver is {driver}, and its output is not in CloudWatch Logs."
+    if status in {"SUCCEEDED", "FAILED"}:
+        reason = job.get("statusReason")
+        return "It has no output: no container of it has started" + (f" ({reason})." if reason else ".")
+    return f"It has no output yet: it is {status}."
