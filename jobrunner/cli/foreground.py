@@ -4,12 +4,31 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
+from jobrunner import registry
 from jobrunner.cli.exits import CODE_OF_STATE, ExitCode, code_of, show_own_traceback, tell
 from jobrunner.cli.live import Live
-from jobrunner.cli.output import word
+from jobrunner.cli.options import JobOptions
+from jobrunner.cli.output import log_as_words, word
 from jobrunner.errors import ClaimLost, JobEndedBadly, JobrunnerError, Released
 from jobrunner.states import JobState
+
+if TYPE_CHECKING:
+    from jobrunner.models import MonitorJob
+
+
+def start_monitor_job(make: "Callable[..., MonitorJob]", options: JobOptions) -> int:
+    """Make a monitor job, run it in this process to its end, and return the exit code.
+
+    `make` is called with the arguments that every kind of job takes; where it raises, nothing is stored.
+    """
+    log_as_words()
+    with Live(as_json=options.as_json) as live:
+        executor: Any = registry.load_executor_class("LocalExecutor")(
+            on_exit=options.on_exit, on_started=live.started
+        )
+        return watch_to_the_end(make(executor=executor, **options.of_job).run, live)
 
 
 def watch_to_the_end(run: Callable[[], None], live: Live) -> int:

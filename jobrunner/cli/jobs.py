@@ -176,7 +176,7 @@ def _say_job(
     from jobrunner.cli.output import Column, say, say_pairs, say_table
 
     judged = {"alive", "age_s", "running_s"}
-    pairs = [(key, _spelled(value)) for key, value in row.items() if key not in judged]
+    pairs = [pair for key, value in row.items() if key not in judged for pair in spelling.column(key, value)]
     state = next(index for index, (key, _) in enumerate(pairs) if key == "state") + 1
     pairs.insert(
         state, ("alive", f"{'yes' if row['alive'] else 'no'} (last beat {spelling.ago(row['age_s'])})")
@@ -194,9 +194,9 @@ def _say_job(
         columns,
         [
             [
-                _spelled(event["at"]),
-                _spelled(event["from_state"]),
-                _spelled(event["to_state"]),
+                spelling.value(event["at"]),
+                spelling.value(event["from_state"]),
+                spelling.value(event["to_state"]),
                 event["actor"],
                 event["reason"] or "",
             ]
@@ -224,17 +224,3 @@ def _say_job(
                 for child in children
             ],
         )
-
-
-def _spelled(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, dt.datetime):
-        return value.astimezone(dt.UTC).isoformat(" ", "milliseconds").replace("+00:00", "Z")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        import json
-
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)

@@ -9,30 +9,43 @@ import click
 from jobrunner.cli.options import JOB_ID, complete_ids, json_option
 
 if TYPE_CHECKING:
-    from jobrunner.backends.base import LogLine
-    from jobrunner.models import BaseJob
+    from jobrunner.cli.log_printer import LogPrinter
+    from jobrunner.models import BaseJob, MonitorJob
 
 _LOOK_S = 1.0
+_SETTLE_S = 3.0
+"""How long after its end a job's last lines may still be on their way to a log that has times."""
+_TRIES_AFTER_END = 5
 
 
 @click.command()
 @click.argument("job_id", metavar="ID", type=JOB_ID, shell_complete=complete_ids)
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
+@click.option(
+    "--child", type=click.IntRange(min=0), metavar="N", help="Of this child of an array job, from 0."
+)
+@click.option(
+    "--node", type=click.IntRange(min=0), metavar="N", help="Of this node of a job of several, from 0."
+)
 @json_option
-def logs(job_id: int, *, follow: bool, as_json: bool) -> None:
-    """Print the output of a monitor job's work, oldest first."""
+def logs(job_id: int, *, follow: bool, child: int | None, node: int | None, as_json: bool) -> None:
+    """Print the output of a monitor job's work, oldest first.
+
+    Where the work was tried several times, a line on standard error tells where the next try begins.
+    """
+    from jobrunner.cli.log_printer import LogPrinter
     from jobrunner.cli.output import word
     from jobrunner.models import BaseJob
 
-    job = BaseJob.get(job_id)
-    backend_class = _ensure_has_logs(job)
-    printer = _Printer(as_json=as_json, follow=follow)
-    asyncio.run(_print(job, printer, backend_class))
-    if not printer.seen:
+    job = _ensure_has_logs(BaseJob.get(job_id))
+    printer = LogPrinter(as_json=as_json)
+    reader = _Reader(job, printer, follow=follow, child=child, node=node)
+    asyncio.run(reader.read())
+    if not printer.printed and not reader.told:
         word(f"Job {job_id} has printed nothing{'' if job.state.is_terminal else ' yet'}.")
 
 
-def _ensure_has_logs(job: "BaseJob") -> Any:
+def _ensure_has_logs(job: "BaseJob") -> "MonitorJob":
     from jobrunner import identity
     from jobrunner.errors import UsageError
     from jobrunner.models import MonitorJob
@@ -46,28 +59,95 @@ def _ensure_has_logs(job: "BaseJob") -> Any:
         raise UsageError(
             f"The output of job {job.id} is on {job.hostname}: run `jobrunner logs {job.id}` there."
         )
-    return type(job)
+    return job
 
 
-async def _print(job: Any, printer: "_Printer", job_class: Any) -> None:
-    from jobrunner.settings import get_settings
+class _Reader:
+    """Looks at a job's log, once or until the job has ended.
 
-    _, connection = get_settings().connection(job.connection, job_class.backend_kind)
-    backend = job_class.make_backend(connection)
-    try:
+    `told`: the sentences that said why there is nothing to print, each of them said once.
+    """
+
+    def __init__(
+        self, job: "MonitorJob", printer: "LogPrinter", *, follow: bool, child: int | None, node: int | None
+    ) -> None:
+        from jobrunner.retry import Retry
+
+        self.told: set[str] = set()
+        self._job = job
+        self._printer = printer
+        self._follow = follow
+        self._part = {"child": child, "node": node}
+        self._failure: Exception | None = None
+        self._retry = Retry(first_s=_LOOK_S)
+        self._tries_after_end = 0
+
+    async def read(self) -> None:
+        """Print all there is and, to follow, what comes until the job has ended."""
+        from jobrunner.settings import get_settings
+
+        job = self._job
+        job.log_id(**self._part)  # a part that the job does not have is refused before anything is asked
+        _, connection = get_settings().connection(job.connection, job.backend_kind)
+        backend = type(job).make_backend(connection)
+        try:
+            await self._look_until_the_end(backend)
+        finally:
+            await backend.close()
+
+    async def _look_until_the_end(self, backend: Any) -> None:
+        job = self._job
+        has_settled = job.runs_on_this_host or job.state.is_terminal
         while True:
-            # The state is read first: what was printed before the end is then all there.
-            is_last = not printer.follow or job.state.is_terminal
+            # The state is read first: what was printed before the end is then there, or on its way.
+            has_ended = job.state.is_terminal
+            is_last = not self._follow or (has_ended and has_settled)
             begun_s = time.monotonic()
-            has_begun = job.external_id is not None
-            is_read = not has_begun or await printer.print_new(backend, job.external_id, is_last=is_last)
-            if is_last or not is_read:
+            goes_on = await self._look(backend, is_last=is_last)
+            if not goes_on or (is_last and self._failure is None):
                 return
             # A long log takes long to read again: then it is looked at less often.
-            await asyncio.sleep(max(_LOOK_S, 3 * (time.monotonic() - begun_s)))
+            pause_s = max(_LOOK_S, 3 * (time.monotonic() - begun_s))
+            if self._failure is not None:
+                pause_s = max(self._retry.next_s(), getattr(self._failure, "retry_after_s", None) or 0.0)
+            elif has_ended:
+                has_settled, pause_s = True, _SETTLE_S
+            await asyncio.sleep(pause_s)
             await asyncio.to_thread(_reload, job)
-    finally:
-        await backend.close()
+
+    async def _look(self, backend: Any, *, is_last: bool) -> bool:
+        """Print what is new; False when nobody reads it any more. Raises what is not worth another try."""
+        from jobrunner.cli.output import word
+        from jobrunner.errors import LogsUnavailable, UsageError
+
+        if self._job.external_id is None:
+            return True
+        goes_on = True
+        try:
+            lines = backend.logs(self._job.log_id(**self._part), self._printer.since)
+            goes_on = await self._printer.print_new(lines, is_last=is_last)
+        except LogsUnavailable as error:
+            if str(error) not in self.told:
+                word(f"job {self._job.id}: {error}")
+            self.told.add(str(error))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a backend raises: there was no answer
+            if not self._follow or self._has_tried_enough():
+                raise
+            if self._failure is None:
+                word(f"jobrunner: the output cannot be read now, and is asked for again: {error}")
+            self._failure = error
+            return True
+        if self._failure is not None:
+            word("jobrunner: the output can be read again")
+            self._failure = None
+            self._retry = type(self._retry)(first_s=_LOOK_S)
+        return goes_on
+
+    def _has_tried_enough(self) -> bool:
+        self._tries_after_end += self._job.state.is_terminal
+        return self._tries_after_end >= _TRIES_AFTER_END
 
 
 def _reload(job: "BaseJob") -> None:
@@ -77,43 +157,3 @@ def _reload(job: "BaseJob") -> None:
         job.reload()
     except DatabaseError:
         return  # the output is not in the database: it can be followed without
-
-
-class _Printer:
-    """Prints each line once, over any number of looks at the whole output."""
-
-    def __init__(self, *, as_json: bool, follow: bool) -> None:
-        self.follow = follow
-        self.seen = 0
-        self._as_json = as_json
-        self._printed = 0
-        self._held: tuple[int, str] | None = None
-
-    async def print_new(self, backend: Any, external_id: str, *, is_last: bool) -> bool:
-        """Print what is new; False when nobody reads it any more.
-
-        The last line may still be growing: it is held back until the next look finds it unchanged.
-        """
-        index = 0
-        held: LogLine | None = None
-        async for line in backend.logs(external_id, None):
-            if held is not None and not self._print(held, index - 1):
-                return False
-            held = line
-            index += 1
-        self.seen = index
-        if held is None:
-            return True
-        before, self._held = self._held, (index, held.text)
-        is_whole = is_last or before == self._held
-        return not is_whole or self._print(held, index - 1)
-
-    def _print(self, line: "LogLine", index: int) -> bool:
-        from jobrunner.cli.output import row_as_json, say, say_json
-
-        if index < self._printed:
-            return True
-        self._printed = index + 1
-        if not self._as_json:
-            return say(line.text)
-        return say_json(row_as_json({"text": line.text, "at": line.at, "source": line.source or None}))

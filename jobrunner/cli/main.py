@@ -21,6 +21,9 @@ _COMMANDS = {
     "logs": Lazy("jobrunner.cli.logs:logs", "Print a job's output."),
     "check": Lazy("jobrunner.cli.check:check", "Tell by the exit code whether a job is alive."),
     "db": Lazy("jobrunner.cli.db:db", "Upgrade, check and prune the database."),
+    "connections": Lazy(
+        "jobrunner.cli.connections:connections", "List and test the ways to outside systems."
+    ),
     "config": Lazy("jobrunner.cli.config:config", "Show the settings and where each was set."),
 }
 

@@ -1,14 +1,19 @@
 """Options and arguments that several commands share."""
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import click
 from click.shell_completion import CompletionItem
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LABEL_MOST = 250
+# Control characters, and what Python makes of bytes that are no UTF-8.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)")
 
 
@@ -70,9 +75,102 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
         return name, rest
 
 
+class Label(click.ParamType):  # type: ignore[type-arg]
+    """A text that a column for names can hold."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        text = str(value)
+        if len(text) > _LABEL_MOST:
+            self.fail(f"it has {len(text)} characters, and {_LABEL_MOST} is the most", param, ctx)
+        if _UNSHOWABLE.search(text):
+            self.fail(f"{text!r} holds a character that cannot be shown", param, ctx)
+        return text
+
+
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--json` to a command, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")(command)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What every kind of monitor job takes on its start, as it was given.
+
+    `of_job`: the arguments for the job's class, without those that were left out.
+    """
+
+    of_job: dict[str, Any]
+    on_exit: Literal["release", "kill"]
+    as_json: bool
+
+
+def job_options(work: str, *, default_name: str, is_local: bool = False) -> Callable[..., Any]:
+    """Add what every kind of monitor job takes to its command, which gets it as `options`.
+
+    `work`: what is watched, in the words of the help. `default_name`: whose name the job has without
+    one of its own. `is_local`: it is on this host, so that there is no connection to choose, and it
+    starts at once or never.
+    """
+    added: list[Callable[..., Any]] = [
+        click.option("--name", type=Label(), help=f"The job's own name; without it, {default_name}."),
+        click.option("--heartrate", type=Duration(), help="Time between two beats."),
+        click.option("--poll-interval", type=Duration(), help=f"Time between two looks at {work}."),
+        click.option("--timeout", type=Duration(), help=f"Time after which {work} is cancelled."),
+    ]
+    if not is_local:
+        added += [
+            click.option(
+                "--start-timeout",
+                type=Duration(),
+                help=f"Time after which {work} is cancelled if it has not begun to run.",
+            ),
+            click.option(
+                "--connection",
+                metavar="NAME",
+                shell_complete=complete_connections,
+                help="The configured connection to use.",
+            ),
+        ]
+    added += [
+        click.option(
+            "--on-exit",
+            type=click.Choice(["release", "kill"]),
+            default="release",
+            show_default=True,
+            help=f"What Ctrl-C and SIGTERM do to {work}: leave it running, or kill it.",
+        ),
+        click.option("--dag-id", type=Label(), help="The pipeline that the job belongs to."),
+        json_option,
+    ]
+    names = ["name", "heartrate", "poll_interval", "timeout", "start_timeout", "connection", "dag_id"]
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_options(**given: Any) -> Any:
+            of_job = {name: given.pop(name) for name in names if name in given}
+            of_job = {name: value for name, value in of_job.items() if value is not None}
+            options = JobOptions(of_job, given.pop("on_exit"), given.pop("as_json"))
+            return command(options=options, **given)
+
+        for option in reversed(added):
+            option(with_options)
+        return with_options
+
+    return add
+
+
+def complete_connections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """Offer the connections to the shell; nothing where the settings cannot be read."""
+    try:
+        from jobrunner.cli.connections import all_connections
+
+        names = [each.name for each in all_connections()]
+    except Exception:  # noqa: BLE001  # a key press must never show an error
+        return []
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001

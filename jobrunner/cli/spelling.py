@@ -1,6 +1,8 @@
 """How times and states are spelled for people."""
 
-from collections.abc import Mapping
+import datetime as dt
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobrunner.cli.output import one_line
@@ -76,3 +78,47 @@ def ended(row: Mapping[Any, Any]) -> str:
     after = "" if took is None else f" after {duration(took)}"
     why = f": {row['message']}" if row["message"] else ""
     return f"job {row['id']} {row['state']}{after}{why}"
+
+
+def value(value: Any) -> str:
+    """Return the value of a column."""
+    if value is None:
+        return "-"
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).isoformat(" ", "milliseconds").replace("+00:00", "Z")
+    return _nested(value)
+
+
+def column(name: str, held: Any) -> Iterator[tuple[str, str]]:
+    """Yield a column's name and value; of a JSON column a line for each key and each item of a list."""
+    if not isinstance(held, dict):
+        yield name, value(held)
+        return
+    yield name, "" if held else "-"
+    for key, item in held.items():
+        if isinstance(item, list) and any(isinstance(each, dict) for each in item):
+            for number, each in enumerate(item, start=1):
+                yield f"  {key} {number}", _nested(each)
+        else:
+            yield f"  {key}", _nested(item)
+
+
+def _nested(item: Any) -> str:
+    """Return what JSON can hold in one line, `exit_code: 1, reason: OutOfMemory`, without what is empty."""
+    if isinstance(item, dict):
+        return ", ".join(
+            f"{key}: {_in_brackets(inner)}"
+            for key, inner in item.items()
+            if inner is not None and inner not in ("", [], {})
+        )
+    if isinstance(item, list):
+        if any(isinstance(each, dict | list) for each in item):
+            return ", ".join(_in_brackets(each) for each in item)
+        return json.dumps(item, ensure_ascii=False)  # so that the words of a command can be told apart
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    return "-" if item is None else str(item)
+
+
+def _in_brackets(item: Any) -> str:
+    return f"({_nested(item)})" if isinstance(item, dict) else _nested(item)

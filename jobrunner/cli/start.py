@@ -8,6 +8,7 @@ from jobrunner.cli.groups import Lazy, LazyGroup
 
 KINDS = {
     "process": Lazy("jobrunner.cli.start_process:process", "Start a command on this host."),
+    "batch": Lazy("jobrunner.cli.start_batch:batch", "Start a job in AWS Batch."),
 }
 """The kinds of jobs that can be started by name."""
 

@@ -4,11 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from tests.stubs.batch_server import BatchStub, serving
+
+NAMED = ("--job-name", "nightly", "--job-queue", "etl", "--job-definition", "import:7")
+"""What every Batch job needs."""
 
 
 class Answer(NamedTuple):
@@ -92,8 +98,6 @@ class CommandLine:
 
     def until(self, job_id: str, column: str, value: Any) -> None:
         """Wait until a job's column has this value; None: until it has any."""
-        import time
-
         end_s = time.monotonic() + 30
         while True:
             found = self("show", job_id, "--json").json[column]
@@ -142,3 +146,36 @@ def own_jobs(jobrunner: CommandLine) -> CommandLine:
         "    pass\n"
     )
     return jobrunner
+
+
+@pytest.fixture
+def aws(jobrunner: CommandLine) -> CommandLine:
+    """The command line with AWS credentials that are nobody's, and nothing of this machine's own."""
+    absent = str(jobrunner.directory / "absent")
+    jobrunner.environment = {
+        **{name: value for name, value in jobrunner.environment.items() if not name.startswith("AWS_")},
+        "AWS_ACCESS_KEY_ID": "AKIANOBODY",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_REGION": "eu-west-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": absent,
+        "AWS_SHARED_CREDENTIALS_FILE": absent,
+    }
+    return jobrunner
+
+
+@pytest.fixture
+def batch(aws: CommandLine) -> Iterator[BatchStub]:
+    """The AWS Batch that the command line reaches."""
+    with serving() as stub:
+        aws.environment["JOBRUNNER_CONNECTIONS__BATCH_DEFAULT__ENDPOINT_URL"] = stub.url
+        yield stub
+
+
+def submitted(batch: BatchStub) -> list[str]:
+    """Return the ids of the jobs in Batch, once there is one."""
+    end_s = time.monotonic() + 30
+    while not batch.job_ids():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    return batch.job_ids()

@@ -124,6 +124,45 @@ def test_show_has_every_column_the_events_and_the_children(jobrunner: CommandLin
     assert [child["id"] for child in row["children"]] == [2]
 
 
+DETAIL = {
+    "exit_code": 137,
+    "attempts": [
+        {"exit_code": 1, "reason": "", "log_streams": ["a/b"]},
+        {"exit_code": 137, "reason": "OutOfMemoryError", "inner": {"deep": True, "none": None}},
+    ],
+    "array": {"size": 100, "summary": {"SUCCEEDED": 37}},
+    "streams": ["x", "y z"],
+}
+
+
+def put_detail(jobrunner: CommandLine) -> None:
+    put(jobrunner, "failed")
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
+        connection.execute("UPDATE job SET spec = '{}', detail = ?", (json.dumps(DETAIL),))
+
+
+def test_show_spells_what_a_job_keeps_a_line_for_each_key(jobrunner: CommandLine) -> None:
+    put_detail(jobrunner)
+    lines = [" ".join(line.split()) for line in jobrunner("show", "1").out.splitlines()]
+    start = lines.index("detail")
+    assert lines[start + 1 : start + 6] == [
+        "exit_code 137",
+        'attempts 1 exit_code: 1, log_streams: ["a/b"]',
+        "attempts 2 exit_code: 137, reason: OutOfMemoryError, inner: (deep: yes)",
+        "array size: 100, summary: (SUCCEEDED: 37)",
+        'streams ["x", "y z"]',
+    ]
+    assert "spec -" in lines
+    assert jobrunner("show", "1", "--json").json["detail"] == DETAIL
+
+
+def test_what_a_job_keeps_fits_a_narrow_terminal(jobrunner: CommandLine) -> None:
+    put_detail(jobrunner)
+    shown = on_terminal(jobrunner, 50, "show", "1").splitlines()
+    assert max(len(line) for line in shown) <= 50
+    assert any(line.startswith("  exit_code") and line.split() == ["exit_code", "137"] for line in shown)
+
+
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_tables_fit_the_terminal(jobrunner: CommandLine, columns: int) -> None:
     put(jobrunner, "running", name="import-orders", message="a long message " * 20)
@@ -324,6 +363,11 @@ MISTAKES: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "no grace": (["check", "--grace-multiplier", "x"], "no number"),
     "an infinite grace": (["check", "--grace-multiplier", "inf"], "more than 1"),
     "two hosts": (["check", "--local", "--hostname", "x"], "not both"),
+    "logs of a child below 0": (["logs", "1", "--child", "-1"], "--child"),
+    "logs of no node": (["logs", "1", "--node", "x"], "--node"),
+    "an unknown connection": (["connections", "test", "x"], 'no connection "x"', "configured: none"),
+    "no connection": (["connections", "test"], "Missing argument"),
+    "what connections cannot do": (["connections", "delete"], "No such command 'delete'"),
     "an unknown command": (["stop"], "No such command 'stop'", "jobrunner --help"),
     "an unknown option": (["list", "--sate", "x"], "--sate"),
     "no unit for pruning": (["db", "prune", "--older-than", "30"], "no duration"),

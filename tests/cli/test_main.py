@@ -189,8 +189,11 @@ def test_the_shell_completes_commands_states_types_and_ids(jobrunner: CommandLin
     assert "plain,ProcessMonitorJob" in _completions(jobrunner, "jobrunner check --job-type P")
     assert jobrunner("start", "process", "--poll-interval", "0.2", "--", "true").code == 0
     assert "plain,1" in _completions(jobrunner, "jobrunner show ")
+    assert "plain,batch_default" in _completions(jobrunner, "jobrunner connections test b")
+    assert "plain,batch_default" in _completions(jobrunner, "jobrunner start batch --connection b")
     jobrunner.environment["JOBRUNNER_DATABASE_URL"] = "nonsense"
     assert _completions(jobrunner, "jobrunner show ").strip() == ""
+    assert _completions(jobrunner, "jobrunner connections test ").strip() == ""
 
 
 def _modules(jobrunner: CommandLine, *arguments: str) -> set[str]:
@@ -224,11 +227,27 @@ def test_help_imports_nothing_that_it_does_not_need(jobrunner: CommandLine) -> N
         "alembic",
         "asyncio",
         "psutil",
+        "boto3",
+        "botocore",
+        "yaml",
     }
-    for arguments in (["--help"], ["start", "--help"], ["start", "process", "--help"], ["list", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["start", "--help"],
+        ["start", "process", "--help"],
+        ["start", "batch", "--help"],
+        ["connections", "--help"],
+        ["list", "--help"],
+    ):
         loaded = _modules(jobrunner, *arguments)
         assert not heavy & loaded, arguments
         assert "jobrunner.settings" not in loaded
+
+
+def test_a_job_that_is_no_batch_job_never_imports_boto3(jobrunner: CommandLine) -> None:
+    assert jobrunner("start", "process", "--poll-interval", "0.2", "--", "true").code == 0
+    for arguments in (["show", "1"], ["list"], ["logs", "1"], ["connections"], ["start", "process", "true"]):
+        assert not {"boto3", "botocore", "yaml"} & _modules(jobrunner, *arguments), arguments
 
 
 def test_check_imports_nothing_that_it_does_not_need(jobrunner: CommandLine) -> None:
