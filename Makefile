@@ -16,13 +16,16 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help demo test check bench docs build clean
+.PHONY: help demo example test check bench docs build clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-6s  %s\n", $$1, $$2}'
+	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-7s  %s\n", $$1, $$2}'
 
 demo: $(READY)  ## start a few jobs, kill one, see what there is: ten seconds
 	@$(BIN)/python -m jobrunner.demo
+
+example: $(READY)  ## AWS Batch from end to end, on moto in place of AWS: fifteen seconds
+	@$(BIN)/python examples/aws_batch.py
 
 test: $(READY)  ## all tests, in random order
 	@$(BIN)/pytest
