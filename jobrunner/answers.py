@@ -48,7 +48,8 @@ class Answers:
                 self._runner.conclude(owned, answer)
                 return
             shown = Shown.of(answer)
-            self._showing.show(owned, shown)
+            trouble = owned.cancel_trouble
+            self._showing.show(owned, shown if trouble is None else shown.uncancelled(trouble))
             self._runner.cancelling.on_look(owned, shown)
         elif isinstance(answer, Gone):
             was_gone = owned.gone_at_s is not None

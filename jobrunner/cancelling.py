@@ -82,7 +82,10 @@ class Cancelling:
             if self._runner.beats.is_fenced(owned):
                 await asyncio.sleep(_FENCE_LOOK_S)  # a good beat, or its loss, will tell whose it is
                 continue
-            await owned.channel.cancel(owned.external_id or "", reason)
+            trouble = await owned.channel.cancel(owned.external_id or "", reason)
+            if trouble is not None and trouble != owned.cancel_trouble:
+                log.warning("cancel not taken", job=owned.job_id, error=trouble)
+            owned.cancel_trouble = trouble
             owned.channel.poller.hurry(owned.job_id)
             await retry.pause()
             owned.channel.poller.hurry(owned.job_id)

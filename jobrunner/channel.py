@@ -120,10 +120,11 @@ class Channel:
                 raise
             raise BackendError("the call was cancelled from within") from None
 
-    async def cancel(self, external_id: str, reason: str) -> bool:
+    async def cancel(self, external_id: str, reason: str) -> str | None:
         """Ask the backend to end one job, together with others that are wished now.
 
-        False: the asking went wrong, which is logged. Whether the job ends is for the poller to see.
+        Returns what stood in the way of the asking; None: it was asked. Whether the job ends is for the
+        poller to see.
         """
         if not external_id:
             raise ValueError("an empty id could mean every job there is")
@@ -132,21 +133,20 @@ class Channel:
             wish = self._wishes[external_id] = _Wish(reason, asyncio.get_running_loop().create_future())
             if len(self._wishes) == 1:
                 self._start(self._gather())
-        trouble = await asyncio.shield(wish.trouble)  # others may wait for the same answer
-        if trouble is not None:
-            log.warning("cancel not taken", connection=self.name, external_id=external_id, error=trouble)
-        return trouble is None
+        return await asyncio.shield(wish.trouble)  # others may wait for the same answer
 
     async def take_back(self, external_id: str, reason: str) -> None:
         """End a job that is no row's, and return when it was seen to have ended."""
         retry = Retry(first_s=0.2)
         while True:
-            taken = await self.cancel(external_id, reason)
+            trouble = await self.cancel(external_id, reason)
+            if trouble is not None:
+                log.warning("cancel not taken", connection=self.name, external_id=external_id, error=trouble)
             with suppress(Exception):  # whatever a backend raises: it is looked at again
                 answer = (await self.ask(self.backend.fetch([external_id]))).get(external_id)
                 if isinstance(answer, Observation) and answer.phase.is_final:
                     return
-                if taken and isinstance(answer, Gone):
+                if trouble is None and isinstance(answer, Gone):
                     return
             await retry.pause()
 

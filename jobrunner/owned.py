@@ -38,6 +38,11 @@ class Shown:
         words = f"status unreadable since {since:%H:%M} UTC: {message}"
         return Shown(self.external_state, words, self.detail)
 
+    def uncancelled(self, trouble: str) -> "Shown":
+        """Return this with the word that a wish to cancel is not fulfilled yet."""
+        words = ": ".join(filter(None, (self.message, f"cancel not taken: {trouble}")))
+        return Shown(self.external_state, words, self.detail)
+
     def missing(self, reason: str) -> "Shown":
         """Return this with the word that the outside system does not know the work (yet, or any more)."""
         return Shown(self.external_state, f"not found outside: {reason}", self.detail)
@@ -87,6 +92,8 @@ class OwnedJob:
     kill_seen: bool = False
     cancel_cause: str | None = None
     cancelling: bool = False
+    cancel_trouble: str | None = None
+    """Why the backend could not be asked to cancel, if that was its last answer."""
     seen: bool = False
     gone_s: float = 0.0
     """For how long, all in all, the backend has said that it does not know the job."""

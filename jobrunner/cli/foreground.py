@@ -36,8 +36,10 @@ def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
     try:
         run()
     except Released as error:
-        live.finish()
-        word(f"job {live.job_id} is released: its work goes on, and nobody watches it, nor any timeout.")
+        row = live.finish()
+        has_begun = row is None or row["external_id"] is not None
+        work = "its work goes on" if has_begun else "its work is not known to have begun"
+        word(f"job {live.job_id} is released: {work}, and nobody watches it, nor any timeout.")
         word(f"  to watch it again: jobrunner attach {live.job_id}")
         word(f"  to kill it:        jobrunner kill {live.job_id}")
         return code_of(error)

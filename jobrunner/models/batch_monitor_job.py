@@ -111,20 +111,27 @@ class BatchMonitorJob(MonitorJob):
             raise UsageError("A Batch job has children or nodes, never both: give --child or --node.")
         own = self.external_id or ""
         if child is not None:
-            self._check_part("child", child, "arrayProperties", "size", ("array", "size"))
+            self._check_part("child", child, "children", self._known("arrayProperties", "size", "array"))
             return f"{own}:{child}"
         if node is not None:
-            self._check_part("node", node, "nodeOverrides", "numNodes", ("nodes", "count"))
+            self._check_part("node", node, "nodes", self._known("nodeOverrides", "numNodes", "nodes"))
             return f"{own}#{node}"
         return own
 
-    def _check_part(self, what: str, number: int, key: str, inner: str, seen_as: tuple[str, str]) -> None:
-        """Refuse the number of a part that the job does not have, as far as that is known."""
-        asked = ((self.spec or {}).get(key) or {}).get(inner)
-        seen = ((self.detail or {}).get(seen_as[0]) or {}).get(seen_as[1])
-        count = seen or asked
+    def _known(self, key: str, asked_as: str, seen_as: str) -> int | None:
+        """Return how many parts of a kind there are; 0: none were seen; None: that is not known."""
+        asked = ((self.spec or {}).get(key) or {}).get(asked_as)
+        if self.detail is None:
+            return asked
+        seen = self.detail.get(seen_as) or {}
+        return seen.get("size") or seen.get("count") or asked or 0
+
+    @staticmethod
+    def _check_part(what: str, number: int, plural: str, count: int | None) -> None:
+        if count == 0:
+            raise UsageError(f"The job has no {plural}: leave --{what} away.")
         if count is not None and not 0 <= number < count:
-            raise UsageError(f"The job has {count} of them: give --{what} 0 to --{what} {count - 1}.")
+            raise UsageError(f"The job has {count} {plural}: give --{what} 0 to --{what} {count - 1}.")
 
 
 def _attempt_timeout(seconds: float | None) -> dict[str, int] | None:

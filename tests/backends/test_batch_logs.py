@@ -121,6 +121,10 @@ def test_an_array_asks_which_child_and_a_child_is_read(stub: BatchStub) -> None:
             ),
         ),
         (
+            {"container": None, "nodeProperties": {"numNodes": 4, "mainNode": 0}},
+            "It has 4 nodes, and each has its own output: choose one with --node 0 to --node 3.",
+        ),
+        (
             {"container": {"logStreamName": "definition/default/nothing"}},
             (
                 "CloudWatch Logs has no stream definition/default/nothing in /aws/batch/job: nothing was "
@@ -165,6 +169,32 @@ def test_the_containers_of_an_ecs_task_are_named(stub: BatchStub) -> None:
         ("attempt 1 main", "from main"),
         ("attempt 1 proxy", "from proxy"),
     ]
+
+
+def test_each_container_of_a_task_is_read_where_it_logs_to(stub: BatchStub) -> None:
+    (job,) = stub.seed_jobs(1)
+    elsewhere = {"logDriver": "awslogs", "options": {"awslogs-group": "/etl/main"}}
+    containers = [
+        {"name": "proxy", "logStreamName": "proxy/1", "logConfiguration": {"logDriver": "splunk"}},
+        {"name": "main", "logStreamName": "main/1", "logConfiguration": elsewhere},
+    ]
+    ended = {"containers": [{"name": "main", "logStreamName": "main/0", "exitCode": 1}]}
+    stub.amend(
+        job,
+        container=None,
+        ecsProperties={"taskProperties": [{"containers": containers}]},
+        attempts=[{"taskProperties": [ended], "stoppedAt": 1}],
+    )
+    with stub._lock:
+        for stream, text in (("main/0", "first try"), ("main/1", "second try")):
+            stub._logs["/etl/main", stream] = [{"timestamp": 1, "message": text, "ingestionTime": 1}]
+    assert read(stub.url, job) == (
+        [
+            LogLine("first try", dt.datetime.fromtimestamp(0.001, dt.UTC), "attempt 1"),
+            LogLine("second try", dt.datetime.fromtimestamp(0.001, dt.UTC), "attempt 2 main"),
+        ],
+        "",
+    )
 
 
 def test_what_may_not_be_read_is_a_sentence_and_throttling_is_tried_again(stub: BatchStub) -> None:

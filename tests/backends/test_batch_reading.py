@@ -142,6 +142,12 @@ def test_a_retry_goes_back_to_runnable_and_says_so() -> None:
     assert seen.message == ("RUNNABLE, attempt 2 of 3 after exit code 1: Essential container in task exited")
 
 
+def test_an_attempt_that_still_runs_is_not_counted_as_ended() -> None:
+    running = {"container": {"logStreamName": STREAM}, "startedAt": 1790000001000}
+    seen = observation_of(a_job("RUNNING", attempts=[running]))
+    assert (seen.message, seen.has_started) == ("RUNNING", True)
+
+
 def test_what_holds_a_job_up_is_quoted() -> None:
     seen = observation_of(a_job("RUNNABLE", statusReason="MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"))
     assert seen.message == "RUNNABLE: MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"

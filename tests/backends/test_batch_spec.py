@@ -196,9 +196,11 @@ def test_a_child_that_the_array_does_not_have_is_refused() -> None:
     job = BatchMonitorJob("nightly", "spot", "etl:7", array_properties={"size": 3}, external_id=None)
     assert job.log_id(child=2).endswith(":2")
     for child in (3, -1):
-        with pytest.raises(UsageError, match="has 3 of them: give --child 0 to --child 2"):
+        with pytest.raises(UsageError, match="has 3 children: give --child 0 to --child 2"):
             job.log_id(child=child)
     attached = BatchMonitorJob.attach("876da822")
     attached.detail = {"nodes": {"count": 4, "main": 0}}
-    with pytest.raises(UsageError, match="has 4 of them: give --node 0 to --node 3"):
+    with pytest.raises(UsageError, match="has 4 nodes: give --node 0 to --node 3"):
         attached.log_id(node=4)
+    with pytest.raises(UsageError, match="has no children: leave --child away"):
+        attached.log_id(child=0)

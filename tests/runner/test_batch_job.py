@@ -396,6 +396,20 @@ async def test_a_kill_terminates_and_stands_when_batch_has_confirmed_it(
 
 
 @in_loop
+async def test_a_kill_that_batch_denies_says_so_in_the_row(database: Database, stub: BatchStub) -> None:
+    stub.fault("TerminateJob", "access_denied", times=None)
+    async with a_runner(database) as runner:
+        job = a_batch_job()
+        end = start(runner, job)
+        (external_id,) = await submitted(stub)
+        stub.run(external_id)
+        job.request_kill()
+        await shown(database, job, "RUNNING: cancel not taken: permission denied for TerminateJob: User: ")
+        stub.clear_faults()
+        assert await within(end) is JobState.KILLED
+
+
+@in_loop
 async def test_a_job_that_ended_before_its_kill_has_its_true_outcome(
     database: Database, stub: BatchStub
 ) -> None:

@@ -267,6 +267,8 @@ class BatchState:
     ) -> None:
         if job.status not in STARTED and exit_code is None:
             return  # it never had a container
+        for key in ("exitCode", "reason"):  # a former attempt's
+            job.detail.get("container", {}).pop(key, None)
         result = {"exitCode": exit_code, "reason": reason}
         container: Payload = {
             "containerInstanceArn": f"arn:aws:ecs:{REGION}:{ACCOUNT}:container-instance/c/{uuid.uuid4().hex}",

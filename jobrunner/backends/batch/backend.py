@@ -89,8 +89,7 @@ class BatchBackend:
     async def check(self) -> str:
         """Ask for a job that nobody has, and say what answered. Raises `AwsError` with what failed."""
         await self.aws.call("batch", "describe_jobs", jobs=[_NOBODY])
-        where = self.aws.options.endpoint_url or self.aws.region
-        return f"AWS Batch answered DescribeJobs at {where}"
+        return f"AWS Batch answered DescribeJobs at {await self.aws.endpoint()}"
 
     # --- submitting ------------------------------------------------------------------------------
 
@@ -204,7 +203,7 @@ class BatchBackend:
             except AwsError as error:
                 if error.kind not in {Kind.REFUSED, Kind.PERMISSION, Kind.SETTINGS, Kind.NOT_AWS}:
                     raise
-                # An old endpoint or boto3 without it, or a policy that knows only the singular.
+                # An old endpoint, or a boto3 without it.
                 self._has_plural = False
                 log.info("TerminateJobs cannot be used here: terminating one by one", error=error)
             else:

@@ -17,7 +17,7 @@ from jobrunner.backends.batch.trouble import AwsError, Call, Kind, NotAws, troub
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError, SettingsError
 from jobrunner.extras import require
-from jobrunner.redaction import looks_secret
+from jobrunner.redaction import looks_secret, mask_url
 from jobrunner.settings import ConnectionSettings
 
 _T = TypeVar("_T")
@@ -137,6 +137,10 @@ class Aws:
     def region(self) -> str:
         """The region of the calls, as far as it is known by now; empty: none is set."""
         return self.options.region or str(getattr(self._session, "region_name", None) or "")
+
+    async def endpoint(self) -> str:
+        """Return the address of AWS Batch, as it may be shown."""
+        return mask_url(await self._in_turn(lambda: self._client("batch", self.region).meta.endpoint_url))
 
     async def checks_signatures(self) -> bool:
         """Whether the endpoint is AWS's own, which lets no request in that was signed too long ago."""

@@ -89,23 +89,22 @@ async def _ask(aws: Aws, service: str, operation: str, *, region: str = "", **pa
 
 def _streams(job: Mapping[str, Any], log_group: str) -> Iterator[Stream]:
     """Yield the streams of a job, the oldest attempt's first; the last attempt's stand in the job, too."""
-    ended = attempts_of(job)
-    found: dict[str, str] = {}
-    for number, part in enumerate([*ended, job], start=1):
+    # An attempt names its containers, and the job alone says how they log.
+    settings_of = {each.get("name"): each.get("logConfiguration") or {} for each in containers_of(job)}
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for number, part in enumerate([*attempts_of(job), job], start=1):
         containers = list(containers_of(part))
         for container in containers:
             name = container.get("logStreamName")
             if name and name not in found:
                 words = [f"attempt {number}", str(container.get("name") or "")]
-                found[name] = " ".join(words[: 1 + (len(containers) > 1)])
-    settings: Mapping[str, Any] = next(
-        (each["logConfiguration"] for each in containers_of(job) if each.get("logConfiguration")), {}
-    )
-    if settings.get("logDriver", _DRIVER) != _DRIVER:
-        return
-    options = settings.get("options") or {}
-    group, region = options.get("awslogs-group") or log_group, options.get("awslogs-region") or ""
-    for name, source in found.items():
+                source = " ".join(words[: 1 + (len(containers) > 1)])
+                found[name] = source, settings_of.get(container.get("name"), {})
+    for name, (source, settings) in found.items():
+        if settings.get("logDriver", _DRIVER) != _DRIVER:
+            continue
+        options = settings.get("options") or {}
+        group, region = options.get("awslogs-group") or log_group, options.get("awslogs-region") or ""
         yield Stream(name, group, region, source if len(found) > 1 else "")
 
 
@@ -117,6 +116,9 @@ def _why_none(job: Mapping[str, Any]) -> str:
             f"It is an array of {size} children, and each has its own output: choose one with --child 0 "
             f"to --child {size - 1}."
         )
+    nodes = (job.get("nodeProperties") or {}).get("numNodes")
+    if nodes:
+        return f"It has {nodes} nodes, and each has its own output: choose one with --node 0 to --node {nodes - 1}."
     if job.get("eksProperties"):
         return (
             "It runs on EKS, where the output goes to whatever the cluster's log agent sends it to, and "

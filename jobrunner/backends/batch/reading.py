@@ -43,8 +43,12 @@ def observation_of(job: Mapping[str, Any]) -> Observation:
 
 
 def attempts_of(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return a job's attempts that have ended, oldest first, whatever it runs on."""
+    """Return a job's attempts that are told of, oldest first, whatever it runs on."""
     return list(job.get("attempts") or job.get("eksAttempts") or ())
+
+
+def _ended(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [attempt for attempt in attempts_of(job) if attempt.get("stoppedAt")]
 
 
 def containers_of(job_or_attempt: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -123,7 +127,7 @@ def _node_words(job: Mapping[str, Any]) -> str:
 
 def _attempt_words(job: Mapping[str, Any], status: str) -> str:
     """Return which attempt this is, from the second on: a retry goes back to RUNNABLE."""
-    ended = attempts_of(job)
+    ended = _ended(job)
     if not ended or _PHASES.get(status, Phase.WAITING).is_final:
         return ""
     most = (job.get("retryStrategy") or {}).get("attempts")

@@ -209,7 +209,8 @@ def _of_answer(error: Any, call: Call) -> AwsError:
     message = str(said.get("Message") or said.get("message") or "no reason was given").strip()
     kind = _kind_of(code, status, message)
     # What follows the first line of such a message repeats the request, and with it the session's token.
-    first, operation = _first_line(message), call.operation
+    # It may be another call than ours: AssumeRole comes before it.
+    first, operation = _first_line(message), getattr(error, "operation_name", None) or call.operation
     told = {
         Kind.THROTTLED: f"{operation} was throttled: {code}: {message}",
         Kind.CLOCK: f"AWS refused the time of {operation}: this host's clock seems to be wrong ({first})",
