@@ -19,6 +19,7 @@ SUBJECTS = {
     "kill": "from a committed kill flag to on_kill; the cost of waiting for it",
     "rhythm": "drift and deviation of beats under load",
     "queries": "most_recent_job, list and check over a million rows",
+    "batch": "a sweep over 1,000 and 10,000 jobs of AWS Batch, beside boto3; how late an end is seen",
     "start": "whole processes: jobrunner --help and jobrunner check",
 }
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 _LOOKS_BEFORE_SHOWN = 2  # one failed look is not worth a word in the row, nor in 100,000 of them
-_GATHER_S = 0.05  # what is to be shown within this time is written together
+_GATHER_S = 0.1  # what is to be shown within this time is written together
 _CHUNK = 1_000  # rows a statement: it keeps SQLite's only writer for about 20 ms
 _LOCKED_S = 1.0  # until a row that somebody held locked is tried again
 

@@ -16,6 +16,7 @@ from jobrunner import settings as settings_module
 from jobrunner.database import Database, get_database
 from jobrunner.settings import Settings
 from tests.postgres import Postgres
+from tests.stubs.batch_server import BatchStub, serving
 
 NewUrl = Callable[[], str]
 
@@ -155,3 +156,18 @@ def sqlite_database(sqlite_url: str) -> Database:
     """Return a SQLite file as the database of this process."""
     settings_module.configure(database_url=sqlite_url)
     return get_database()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for stand-ins of AWS, and nothing of the developer's own."""
+    from tests.stubs.moto_batch import use_aws_environment  # here: few tests need all of moto
+
+    use_aws_environment(monkeypatch)
+
+
+@pytest.fixture
+def stub(aws: None) -> Iterator[BatchStub]:
+    """A stub of AWS Batch over HTTP."""
+    with serving() as served:
+        yield served

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
+import botocore.session
 import pytest
 
 from jobrunner.backends.base import Absent, Found, Gone, Observation, Unsure, sending_until
@@ -19,22 +21,13 @@ from jobrunner.errors import NotSent, SettingsError, SubmitRejected, SubmitTooLa
 from jobrunner.settings import ConnectionSettings
 from jobrunner.states import Phase
 from tests.stubs.aws_wire import FaultKind
-from tests.stubs.batch_server import BatchStub, serving
-from tests.stubs.moto_batch import use_aws_environment
+from tests.stubs.batch_server import BatchStub
 
 SPEC = {"jobName": "nightly", "jobQueue": "queue", "jobDefinition": "definition"}
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_aws_environment(monkeypatch)
-
-
-@pytest.fixture
-def stub() -> Iterator[BatchStub]:
-    with serving() as served:
-        yield served
+pytestmark = pytest.mark.usefixtures("aws")
 
 
 def with_backend(
@@ -324,6 +317,39 @@ def test_a_hundred_jobs_are_one_call_and_each_gets_its_own_answer(stub: BatchStu
         ids[8]: Phase.FAILED,
     }
     assert isinstance(answers["876da822"], Gone)
+
+
+def test_what_is_described_is_what_boto3_reads(stub: BatchStub) -> None:
+    """Ours reads the JSON as it is: the service's description says that nothing in it is another thing."""
+    shape = botocore.session.get_session().get_service_model("batch").operation_model("DescribeJobs")
+    left, seen, kinds = [shape.output_shape], set(), set()
+    while left:
+        each = left.pop()
+        if each.name in seen:
+            continue
+        seen.add(each.name)
+        kinds.add(each.type_name)
+        members = getattr(each, "members", {})
+        for name, member in members.items():
+            assert (member.serialization.get("name", name), member.serialization.get("location")) == (
+                name,
+                None,
+            )
+        parts = [getattr(each, part) for part in ("member", "value") if hasattr(each, part)]
+        left += [*members.values(), *parts]
+    assert kinds <= {"structure", "list", "map", "string", "integer", "long", "boolean", "float", "double"}
+
+    (array,) = stub.seed_jobs(1)
+    stub.retry(array)
+    client = boto3.client("batch", endpoint_url=stub.url)
+    wanted = client.describe_jobs(jobs=[array])["jobs"]
+    client.close()
+
+    async def test(backend: BatchBackend) -> Any:
+        return await backend.aws.call("batch", "describe_jobs", jobs=[array])
+
+    read = with_backend(stub, test)["jobs"]
+    assert {key: value for key, value in read[0].items() if value is not None} == wanted[0]
 
 
 def test_at_most_four_calls_are_under_way(stub: BatchStub) -> None:

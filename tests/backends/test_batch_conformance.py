@@ -2,72 +2,55 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from jobrunner.backends.batch import BatchBackend, BatchConnection
 from jobrunner.testing.conformance import BackendConformance, Harness
-from tests.stubs.batch_server import serving
-from tests.stubs.moto_batch import moto_batch, use_aws_environment
+from tests.stubs.batch_server import BatchStub, serving
+from tests.stubs.moto_batch import MotoBatch, moto_batch
 
 SPEC = {"jobName": "nightly", "jobQueue": "queue", "jobDefinition": "definition"}
 
 
+@pytest.mark.usefixtures("aws")
 class _BatchConforms(BackendConformance):
-    @pytest.fixture(autouse=True)
-    def _credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        use_aws_environment(monkeypatch)
+    @asynccontextmanager
+    async def at(self, outside: BatchStub | MotoBatch, **options: Any) -> AsyncIterator[Harness]:
+        backend = BatchBackend(BatchConnection(endpoint_url=outside.url), **options)
+
+        async def succeed(external_id: str) -> None:
+            outside.succeed(external_id)
+
+        async def fail(external_id: str) -> None:
+            outside.fail(external_id)
+
+        yield Harness(
+            backend=backend,
+            spec=lambda: SPEC,
+            succeed=succeed,
+            fail=fail,
+            unknown_id="876da822-4198-45f2-a252-6cea32512ea8",
+            submit_is_idempotent=False,
+            absent_blocks_late_submit=False,
+            deadline_s=10.0,
+            look_every_s=0.02,
+        )
+        await backend.close()
 
 
 class TestBatchBackendConforms(_BatchConforms):
     @asynccontextmanager
     async def harness(self) -> AsyncIterator[Harness]:
         with serving(appear_after_s=0.05, listing_lag_s=0.1, terminate_takes_s=0.05) as stub:
-            backend = BatchBackend(
-                BatchConnection(endpoint_url=stub.url), absent_after_s=0.5, checks_signatures=True
-            )
-
-            async def succeed(external_id: str) -> None:
-                stub.succeed(external_id)
-
-            async def fail(external_id: str) -> None:
-                stub.fail(external_id)
-
-            yield Harness(
-                backend=backend,
-                spec=lambda: SPEC,
-                succeed=succeed,
-                fail=fail,
-                unknown_id="876da822-4198-45f2-a252-6cea32512ea8",
-                submit_is_idempotent=False,
-                absent_blocks_late_submit=False,
-                deadline_s=10.0,
-                look_every_s=0.02,
-            )
-            await backend.close()
+            async with self.at(stub, absent_after_s=0.5, checks_signatures=True) as harness:
+                yield harness
 
 
 class TestBatchBackendConformsOnMoto(_BatchConforms):
     @asynccontextmanager
     async def harness(self) -> AsyncIterator[Harness]:
         with moto_batch() as moto:
-            backend = BatchBackend(BatchConnection(endpoint_url=moto.url))
-
-            async def succeed(external_id: str) -> None:
-                moto.succeed(external_id)
-
-            async def fail(external_id: str) -> None:
-                moto.fail(external_id)
-
-            yield Harness(
-                backend=backend,
-                spec=lambda: SPEC,
-                succeed=succeed,
-                fail=fail,
-                unknown_id="876da822-4198-45f2-a252-6cea32512ea8",
-                submit_is_idempotent=False,
-                absent_blocks_late_submit=False,
-                deadline_s=10.0,
-                look_every_s=0.02,
-            )
-            await backend.close()
+            async with self.at(moto) as harness:
+                yield harness

@@ -10,12 +10,11 @@ from jobrunner.backends.batch import BatchBackend, BatchConnection
 from jobrunner.backends.batch.events import ids_in
 from jobrunner.backends.batch.trouble import AwsError
 from tests.runner.support import soon
-from tests.stubs.moto_batch import MotoBatch, moto_batch, use_aws_environment
+from tests.stubs.moto_batch import MotoBatch, moto_batch
 
 
 @pytest.fixture
-def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[MotoBatch]:
-    use_aws_environment(monkeypatch)
+def moto(monkeypatch: pytest.MonkeyPatch, aws: None) -> Iterator[MotoBatch]:
     monkeypatch.setattr("jobrunner.backends.batch.events._WAIT_S", 1)
     with moto_batch() as served:
         yield served

@@ -2,26 +2,16 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterator
 
 import pytest
 
 from jobrunner.backends.base import LogLine
 from jobrunner.backends.batch import BatchBackend, BatchConnection
 from jobrunner.errors import LogsUnavailable, Throttled
-from tests.stubs.batch_server import BatchStub, serving
-from tests.stubs.moto_batch import moto_batch, use_aws_environment
+from tests.stubs.batch_server import BatchStub
+from tests.stubs.moto_batch import moto_batch
 
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_aws_environment(monkeypatch)
-
-
-@pytest.fixture
-def stub() -> Iterator[BatchStub]:
-    with serving() as served:
-        yield served
+pytestmark = pytest.mark.usefixtures("aws")
 
 
 def read(url: str, external_id: str, since: dt.datetime | None = None) -> tuple[list[LogLine], str]:
@@ -97,7 +87,7 @@ def test_an_array_asks_which_child_and_a_child_is_read(stub: BatchStub) -> None:
     lines, sentence = read(stub.url, array)
     assert (lines, sentence) == (
         [],
-        "It is an array of 3 children, and each has its own output: choose one with --child 0 to --child 2.",
+        "It has 3 children, and each has its own output: choose one with --child 0 to --child 2.",
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import pytest
 
 from jobrunner import BatchMonitorJob
 from jobrunner.database import Database, get_database
+from jobrunner.runner import Runner
 from jobrunner.settings import configure
 from jobrunner.states import JobState
 from tests.helpers import row_of
 from tests.runner.batch_jobs import QuickBatchJob
 from tests.runner.support import a_runner, crash, look, soon, start, take_over, within
 from tests.stubs.aws_wire import FaultKind
-from tests.stubs.batch_server import BatchStub, serving
-from tests.stubs.moto_batch import moto_batch, use_aws_environment
+from tests.stubs.batch_server import BatchStub
+from tests.stubs.moto_batch import moto_batch
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -31,15 +32,7 @@ def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_aws_environment(monkeypatch)
-
-
-@pytest.fixture
-def stub() -> Iterator[BatchStub]:
-    with serving() as served:
-        yield served
+pytestmark = pytest.mark.usefixtures("aws")
 
 
 @pytest.fixture
@@ -66,6 +59,17 @@ async def submitted(stub: BatchStub, count: int = 1) -> list[str]:
     return stub.job_ids()
 
 
+async def running(
+    runner: Runner, stub: BatchStub, job: BatchMonitorJob
+) -> tuple[str, asyncio.Future[JobState]]:
+    """Start a job, let it run in Batch, and wait until that was seen."""
+    end = start(runner, job)
+    (external_id,) = await submitted(stub)
+    stub.run(external_id)
+    await soon(lambda: look(runner.database, job.id, "external_state") == ("RUNNING",))
+    return external_id, end
+
+
 async def shown(database: Database, job: BatchMonitorJob, words: str) -> None:
     """Wait until a job's message holds these words."""
     await soon(lambda: words in (row_of(database, job.id)["message"] or ""))
@@ -78,10 +82,7 @@ async def shown(database: Database, job: BatchMonitorJob, words: str) -> None:
 async def test_a_job_is_submitted_once_and_watched_to_its_end(database: Database, stub: BatchStub) -> None:
     async with a_runner(database) as runner:
         job = a_batch_job()
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         stub.succeed(external_id)
         assert await within(end) is JobState.SUCCESS
     row = row_of(database, job.id)
@@ -267,10 +268,7 @@ async def test_a_job_that_was_seen_and_vanished_is_lost_after_its_patience(
 ) -> None:
     async with a_runner(database) as runner:
         job = a_batch_job(QuickBatchJob)
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         stub.vanish(external_id)
         assert await within(end) is JobState.LOST
     assert row_of(database, job.id)["message"].startswith("it was seen, and has been gone for ")
@@ -282,10 +280,7 @@ async def test_a_retry_that_waits_once_more_is_shown_and_is_no_end(
 ) -> None:
     async with a_runner(database) as runner:
         job = a_batch_job(retry_strategy={"attempts": 3}, start_timeout=1.0)
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         stub.retry(external_id, 1)
         await shown(database, job, "RUNNABLE, attempt 2 of 3 after exit code 1")
         submitted_at = row_of(database, job.id)["submit_started_at"]
@@ -321,10 +316,7 @@ async def test_trouble_in_watching_is_shown_and_never_ends_a_job(
 ) -> None:
     async with a_runner(database) as runner:
         job = a_batch_job()
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         stub.fault("DescribeJobs", kind, times=None)
         await shown(database, job, "status unreadable since ")
         assert look(database, job.id, "state", "external_state") == (JobState.RUNNING, "RUNNING")
@@ -381,10 +373,7 @@ async def test_a_kill_terminates_and_stands_when_batch_has_confirmed_it(
     stub.set("terminate_takes_s", 0.4)
     async with a_runner(database) as runner:
         job = a_batch_job()
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         job.request_kill(by="ana@box2", reason="wrong input file")
         await soon(lambda: "TerminateJob" in stub.calls_per_operation())
         assert look(database, job.id, "state", "cancel_cause") == (JobState.RUNNING, "kill")
@@ -416,10 +405,7 @@ async def test_a_job_that_ended_before_its_kill_has_its_true_outcome(
     stub.set("terminate_takes_s", 1000)
     async with a_runner(database) as runner:
         job = a_batch_job()
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         job.request_kill()
         await soon(lambda: "TerminateJob" in stub.calls_per_operation())
         stub.succeed(external_id)
@@ -536,10 +522,7 @@ async def test_running_jobs_go_on_being_watched_once_credentials_are_back(
     monkeypatch.setattr("jobrunner.backends.batch.connection._RENEW_AFTER_S", 0.0)
     async with a_runner(database) as runner:
         job = a_batch_job()
-        end = start(runner, job)
-        (external_id,) = await submitted(stub)
-        stub.run(external_id)
-        await soon(lambda: look(database, job.id, "external_state") == ("RUNNING",))
+        external_id, end = await running(runner, stub, job)
         path.unlink()
         stub.fault("DescribeJobs", "expired_token")
         await shown(database, job, "the AWS credentials for DescribeJobs have expired")

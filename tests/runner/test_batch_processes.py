@@ -10,14 +10,12 @@ from jobrunner.database import Database
 from jobrunner.states import JobState
 from tests.helpers import row_of, until
 from tests.runner.batch_jobs import LISTING_LAG_S, SIGNATURE_LIFETIME_S
-from tests.runner.support import Monitors, monitors
+from tests.runner.support import Monitor, Monitors, monitors
 from tests.stubs.batch_server import BatchStub, serving
-from tests.stubs.moto_batch import use_aws_environment
 
 
 @pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchStub]:
-    use_aws_environment(monkeypatch)
+def stub(aws: None) -> Iterator[BatchStub]:
     with serving(
         signature_lifetime_s=SIGNATURE_LIFETIME_S,
         listing_lag_s=LISTING_LAG_S,
@@ -46,14 +44,19 @@ def check_one_job(database: Database, stub: BatchStub) -> None:
     assert made["jobName"] == f"nightly-{row['submit_token']}"
 
 
+def take_over(start: Monitors, stub: BatchStub) -> None:
+    """Attach another monitor, and let it see the end."""
+    attached = start(batch=stub.url, attach=1)
+    attached.end()
+    assert attached.outcome == "success"
+
+
 def check_killed_at(start: Monitors, database: Database, stub: BatchStub, point: str) -> None:
     monitor = start(batch=stub.url, at=point, signal=signal.SIGKILL)
     assert monitor.hear("at") == point
     monitor.end()
     assert row_of(database, 1)["state"] is JobState.RUNNING
-    attached = start(batch=stub.url, attach=1)
-    attached.end()
-    assert attached.outcome == "success"
+    take_over(start, stub)
     check_one_job(database, stub)
 
 
@@ -80,20 +83,21 @@ def test_a_monitor_killed_while_its_request_is_on_the_way_leaves_one_job(
     monitor.hear("started")
     until(lambda: any(call.operation == "SubmitJob" for call in stub.calls))
     monitor.kill()
-    attached = start_on_sqlite(batch=stub.url, attach=1)
-    attached.end()
-    assert attached.outcome == "success"
+    take_over(start_on_sqlite, stub)
     check_one_job(sqlite_database, stub)
+
+
+def stopped_at(start: Monitors, stub: BatchStub, point: str) -> Monitor:
+    stopped = start(batch=stub.url, at=point, signal=signal.SIGSTOP)
+    assert stopped.hear("at") == point
+    stopped.until_stopped()
+    return stopped
 
 
 def check_stopped_at(start: Monitors, database: Database, stub: BatchStub, point: str) -> None:
     """Stop a monitor; let another take over and finish; let the first one go on."""
-    stopped = start(batch=stub.url, at=point, signal=signal.SIGSTOP)
-    assert stopped.hear("at") == point
-    stopped.until_stopped()
-    attached = start(batch=stub.url, attach=1)
-    attached.end()
-    assert attached.outcome == "success"
+    stopped = stopped_at(start, stub, point)
+    take_over(start, stub)
     before = row_of(database, 1)
     stopped.send(signal.SIGCONT)
     stopped.end()
@@ -121,9 +125,7 @@ def test_a_monitor_that_goes_on_while_it_is_looked_for_is_found(
     start_on_sqlite: Monitors, sqlite_database: Database, stub: BatchStub
 ) -> None:
     """Its signature is still good: the late request makes the job, and nobody else makes another."""
-    stopped = start_on_sqlite(batch=stub.url, at="before send", signal=signal.SIGSTOP)
-    stopped.hear("at")
-    stopped.until_stopped()
+    stopped = stopped_at(start_on_sqlite, stub, "before send")
     # Else how long the takeover takes decided whether it is still good.
     stub.set("signature_lifetime_s", 60.0)
     attached = start_on_sqlite(batch=stub.url, attach=1)

@@ -112,13 +112,10 @@ def _why_none(job: Mapping[str, Any]) -> str:
     status = job.get("status")
     size = (job.get("arrayProperties") or {}).get("size")
     if size:
-        return (
-            f"It is an array of {size} children, and each has its own output: choose one with --child 0 "
-            f"to --child {size - 1}."
-        )
+        return _choose(size, "children", "--child")
     nodes = (job.get("nodeProperties") or {}).get("numNodes")
     if nodes:
-        return f"It has {nodes} nodes, and each has its own output: choose one with --node 0 to --node {nodes - 1}."
+        return _choose(nodes, "nodes", "--node")
     if job.get("eksProperties"):
         return (
             "It runs on EKS, where the output goes to whatever the cluster's log agent sends it to, and "
@@ -132,3 +129,8 @@ def _why_none(job: Mapping[str, Any]) -> str:
         reason = job.get("statusReason")
         return "It has no output: no container of it has started" + (f" ({reason})." if reason else ".")
     return f"It has no output yet: it is {status}."
+
+
+def _choose(count: int, parts: str, option: str) -> str:
+    which = f"{option} 0 to {option} {count - 1}"
+    return f"It has {count} {parts}, and each has its own output: choose one with {which}."

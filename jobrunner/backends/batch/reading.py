@@ -92,7 +92,9 @@ def _has_run(job: Mapping[str, Any]) -> bool:
 
 def _summary(job: Mapping[str, Any]) -> dict[str, int]:
     """Return how many children of an array are where; empty for every other job."""
-    found = (job.get("arrayProperties") or {}).get("statusSummary") or {}
+    found = (job.get("arrayProperties") or {}).get("statusSummary")
+    if not found:
+        return {}
     return {str(status): int(count) for status, count in found.items() if count}
 
 
