@@ -91,6 +91,8 @@ class OwnedJob:
     is_watched: bool = False
     kill_seen: bool = False
     cancel_cause: str | None = None
+    resubmit: dict[str, int] = field(default_factory=dict)
+    """How often it may still be submitted again, by the cause of a failure."""
     cancelling: bool = False
     cancel_trouble: str | None = None
     """Why the backend could not be asked to cancel, if that was its last answer."""
@@ -119,6 +121,14 @@ class OwnedJob:
         self.has_started = self.has_started or observation.has_started
         self.seen, self.gone_s, self.gone_at_s = True, 0.0, None
         self.errors, self.unreadable_since = 0, None
+
+    def start_anew(self, token: str, resubmit: dict[str, int]) -> None:
+        """Forget the work that failed, for another submission of the job."""
+        self.token, self.resubmit, self.external_id = token, resubmit, None
+        self.is_watched = self.seen = self.has_started = False
+        self.gone_s, self.gone_at_s, self.start_by_s = 0.0, None, math.inf
+        self.errors, self.unreadable_since = 0, None
+        self.shown = self.to_show = self.waited = None
 
     def settle(self, outcome: JobState | BaseException) -> None:
         """Tell whoever gave the job to the runner, once."""

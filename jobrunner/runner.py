@@ -22,6 +22,7 @@ from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_back, has_callback
 from jobrunner.outcome import Verdict, write_end
 from jobrunner.owned import START_TIMEOUT, OwnedJob, Shown
+from jobrunner.resubmission import resubmit, shall_be_resubmitted
 from jobrunner.retry import Retry
 from jobrunner.statements import Claim, Owner
 from jobrunner.states import JobState
@@ -126,6 +127,7 @@ class Runner:
             kill_seen=row["kill_requested_at"] is not None,
             start_timeout=row["start_timeout"],
             cancel_cause=row["cancel_cause"],
+            resubmit=dict(row["resubmit"] or {}),
             seen=row["external_state"] is not None,  # by a former owner, perhaps
         )
         self.jobs[owned.job_id] = owned
@@ -195,9 +197,9 @@ class Runner:
 
     # --- from the claim to the end ---------------------------------------------------------------
 
-    async def _begin(self, owned: OwnedJob, row: RowMapping) -> None:
+    async def _begin(self, owned: OwnedJob, row: RowMapping, *, is_new: bool = False) -> None:
         if owned.external_id is None:
-            verdict = await submit(self, owned, row)
+            verdict = await submit(self, owned, row, is_new=is_new)
             if verdict is not None and not owned.over:
                 if verdict.state is JobState.KILLED:
                     await self.cancelling.call_on_kill(owned)
@@ -213,9 +215,20 @@ class Runner:
         self.cancelling.begin(owned)
 
     def conclude(self, owned: OwnedJob, last: Observation | Verdict) -> None:
-        """End a job by what was seen of it last."""
+        """End a job by what was seen of it last, or submit it again where its policy wants that."""
         owned.concluding = True
-        self.spawn(self._end(owned, last), owned, is_step=True)
+        if isinstance(last, Observation) and shall_be_resubmitted(owned, last):
+            self.spawn(self._resubmit(owned, last), owned, is_step=True)
+        else:
+            self.spawn(self._end(owned, last), owned, is_step=True)
+
+    async def _resubmit(self, owned: OwnedJob, last: Observation) -> None:
+        row = await resubmit(self, owned, last)
+        if row is None:  # it is no longer wanted
+            await self._end(owned, last)
+            return
+        owned.concluding = False
+        await self._begin(owned, row, is_new=True)
 
     async def _end(self, owned: OwnedJob, last: Observation | Verdict) -> None:
         if owned.over:

@@ -6,7 +6,8 @@ After a crash or a pause at any step there is one external job, or a `failed` ro
 
 import datetime as dt
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping
 
@@ -35,14 +36,15 @@ _LOOK_S = 1.0  # while it waits to try again: whether it is still wanted
 class _Submission:
     """One job on its way to an external id."""
 
-    def __init__(self, runner: "Runner", owned: OwnedJob, row: RowMapping) -> None:
+    def __init__(self, runner: "Runner", owned: OwnedJob, row: RowMapping, *, is_new: bool) -> None:
         self._runner = runner
         self._owned = owned
         self._spec = row["spec"] or {}
         self._started_at: dt.datetime | None = row["submit_started_at"]
         self._created_at: dt.datetime = row["created_at"]
         # An earlier owner may have sent it, or may be about to: that must be known first.
-        self._in_doubt = self._started_at is not None or owned.claim.claims > 1
+        self._in_doubt = self._started_at is not None or (owned.claim.claims > 1 and not is_new)
+        self._baseline: str | None = row["submit_baseline"]
         self._host_id = identity.host_id() if type(owned.job).runs_on_this_host else None
         self._said: str | None = None
 
@@ -93,16 +95,30 @@ class _Submission:
         early = self._not_wanted()
         if early is not None:
             return early
-        owned, channel = self._owned, self._owned.channel
-        begun_s, started_at = await self._runner.persist(_begin, owned.claim, owned.token, self._host_id)
+        owned = self._owned
+        if not await self._ask_for_baseline():
+            return None
+        begun_s, started_at = await self._runner.persist(
+            _begin, owned.claim, owned.token, self._host_id, self._baseline
+        )
         if started_at is None:
             return await self._why_not_begun()
         self._started_at = started_at
         if owned.start_timeout is not None:
             owned.start_by_s = begun_s + owned.start_timeout
+        external_id = await self._send(begun_s + SEND_WITHIN_S)
+        if not isinstance(external_id, str):
+            return external_id
+        if not await self._record(external_id):
+            await self._undo(external_id)
+        return None
+
+    async def _send(self, until_s: float) -> str | Verdict | None:
+        """Send it, and return its external id; None: it was not sent, or it is in doubt."""
+        owned, channel = self._owned, self._owned.channel
         try:
-            with sending_until(begun_s + SEND_WITHIN_S):
-                external_id = _checked_id(await channel.ask(channel.backend.submit(self._spec, owned.token)))
+            with sending_until(until_s):
+                return _checked_id(await channel.ask(channel.backend.submit(self._spec, owned.token)))
         except SubmitRejected as error:
             return Verdict(JobState.FAILED, f"not accepted: {error}")
         except Throttled:
@@ -112,16 +128,27 @@ class _Submission:
             if self._said is None:
                 log.warning("not submitted yet", job=owned.job_id, error=told)
             await self._say_not_yet(told)
-            return None
         except Exception as error:  # noqa: BLE001  # whatever else it was: the job may have been made
             self._in_doubt = True
             told = words_of(error)
             log.warning("submission in doubt", job=owned.job_id, error=told)
             await self._say_doubt(told)
-            return None
-        if not await self._record(external_id):
-            await self._undo(external_id)
         return None
+
+    async def _ask_for_baseline(self) -> bool:
+        """Learn what is there outside before anything of ours is; False: it could not be learnt yet."""
+        channel = self._owned.channel
+        baseline = getattr(channel.backend, "baseline", None)
+        if baseline is None:
+            return True
+        try:
+            self._baseline = await channel.ask(baseline(self._spec))
+        except Throttled:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is: nothing was sent
+            await self._say_not_yet(words_of(error))
+            return False
+        return True
 
     def _not_wanted(self) -> Verdict | None:
         if self._owned.kill_seen:
@@ -158,6 +185,8 @@ class _Submission:
         row = await self._runner.persist(statements.get_or_none, job_id)
         if row is not None and row["external_id"] == external_id:
             return
+        if await self._held([external_id]):
+            return  # it is another job's: only what nobody holds is taken back
         log.warning("a late submission is taken back", job=job_id, external_id=external_id)
         await self._owned.channel.take_back(external_id, "submitted late: another runner has this job")
 
@@ -165,7 +194,11 @@ class _Submission:
         owned, channel = self._owned, self._owned.channel
         since = self._started_at or self._created_at
         try:
-            found = _checked_proof(await channel.ask(channel.backend.find(self._spec, owned.token, since)))
+            more: dict[str, Any] = {}
+            if hasattr(channel.backend, "baseline"):
+                more = {"baseline": self._baseline, "is_held": self._held}
+            asked = channel.backend.find(self._spec, owned.token, since, **more)
+            found = _checked_proof(await channel.ask(asked))
         except Throttled:
             raise
         except Exception as error:  # noqa: BLE001  # no answer: it is asked again
@@ -187,6 +220,9 @@ class _Submission:
             return Verdict(JobState.FAILED, doubt)
         return None
 
+    async def _held(self, external_ids: Sequence[str]) -> set[str]:
+        return await self._runner.persist(statements.held, self._owned.job_id, list(external_ids))
+
     async def _start_anew(self) -> None:
         """Proven absent: submit under a new token, so that a late first one finds its own one taken."""
         owned = self._owned
@@ -203,10 +239,10 @@ class _Submission:
 
 
 def _begin(
-    connection: Connection, claim: Claim, token: str, host_id: str | None
+    connection: Connection, claim: Claim, token: str, host_id: str | None, baseline: str | None
 ) -> tuple[float, dt.datetime | None]:
     """Store the intent; return the moment before it was stored, and when that was by the database."""
-    return monotonic_s(), statements.begin_submit(connection, claim, token, host_id)
+    return monotonic_s(), statements.begin_submit(connection, claim, token, host_id, baseline)
 
 
 def _checked_id(answer: object) -> str:
@@ -221,9 +257,12 @@ def _checked_proof(answer: object) -> Found | Absent | Unsure:
     return answer
 
 
-async def submit(runner: "Runner", owned: OwnedJob, row: RowMapping) -> Verdict | None:
+async def submit(
+    runner: "Runner", owned: OwnedJob, row: RowMapping, *, is_new: bool = False
+) -> Verdict | None:
     """Bring a job to its external id, exactly once; a verdict where it ends without one.
 
+    `is_new`: this owner itself has just made the token, so that nobody can have used it.
     Returns None, too, when the job was lost or the runner told to stop: `owned.external_id` tells.
     """
-    return await _Submission(runner, owned, row).run()
+    return await _Submission(runner, owned, row, is_new=is_new).run()

@@ -18,7 +18,8 @@ class Observation:
 
     `external_state` is its own word, `phase` ours for it. `detail` is a whitelist of fields worth
     keeping in the row: never an environment, a command line or a secret. `has_run`: the work started
-    at some time, where the phase alone does not tell (a retry waits once more).
+    at some time, where the phase alone does not tell (a retry waits once more). `cause`: in a word why
+    failed work failed, by which a job may be submitted again (`preempted`, `oom`, `rejected`).
     """
 
     phase: Phase
@@ -26,6 +27,7 @@ class Observation:
     message: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
     has_run: bool = False
+    cause: str = ""
 
     @property
     def has_started(self) -> bool:
@@ -109,6 +111,11 @@ class Backend(Protocol):
     and says in a sentence what answered, or raises `BackendError` with what failed. `events() ->
     AsyncIterator[str]` yields the external ids of jobs of which something was heard, so that they are
     asked about at once; it may tell too much, too little, or twice: `fetch` remains the truth.
+
+    A system that knows no token may still be asked what is there: `async baseline(spec) -> str` is
+    called before a submission begins, and its answer is stored with the intent. `find` is then called
+    with two keywords more: `baseline` (None: it was never stored) and `is_held(ids)`, which returns
+    those that other jobs of the connection hold.
     """
 
     bulk_limit: int

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
 
-from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, Integer, String, Text, true
+from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, Integer, String, Text, text, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column, object_session, validates
@@ -28,6 +28,8 @@ log = get_logger(__name__)
 
 FILLFACTOR = 50
 """Percent of a page that inserts fill on PostgreSQL: the rest lets a beat stay on its page (HOT)."""
+
+_SUBMITTED = "submit_started_at IS NOT NULL AND external_id IS NOT NULL AND state IN ('queued', 'running')"
 
 _Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -54,6 +56,16 @@ class BaseJob(Base):
         Index(None, "name", "id"),
         Index(None, "dag_id"),
         Index(None, "parent_id"),
+        # Two that live must not take the same work for their own; of those that only watch it, there may
+        # be many, and a system that was set up anew begins to count anew.
+        Index(
+            None,
+            "connection",
+            "external_id",
+            unique=True,
+            postgresql_where=text(_SUBMITTED),
+            sqlite_where=text(_SUBMITTED),
+        ),
         CheckConstraint("heartrate > 0", name="heartrate"),
         CheckConstraint(
             "state IN ('queued', 'running', 'success', 'failed', 'killed', 'lost')", name="state"
@@ -105,6 +117,8 @@ class BaseJob(Base):
     deadline_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     poll_interval: Mapped[float | None] = mapped_column(Float(53))
     start_timeout: Mapped[float | None] = mapped_column(Float(53))
+    submit_baseline: Mapped[str | None] = mapped_column(Text)
+    resubmit: Mapped[dict[str, int] | None] = mapped_column(_Json)
 
     __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_abstract": True}  # noqa: RUF012  # SQLAlchemy's form
 

@@ -1,6 +1,7 @@
 """`MonitorJob`: a job whose work happens elsewhere; we submit it, watch it, cancel it."""
 
 import uuid
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jobrunner import registry
@@ -17,8 +18,10 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
     `spec`: what to submit, JSON; a secret in it is refused. `connection`: the name of a configured
     connection; without it `<kind>_default`. `poll_interval`: seconds between looks. `start_timeout`:
     seconds from the submission within which the work must have started, or it is cancelled and the
-    job fails, saying what it waited for. `external_id`: work that is there already; then nothing is
-    submitted, and it is watched from the start. Raises `SpecError`, `SettingsError` and `UsageError`.
+    job fails, saying what it waited for. `resubmit`: how often work that failed is submitted again, by
+    the cause that its backend names (`{"preempted": 3, "oom": 1}`). `external_id`: work that is there
+    already; then nothing is submitted, and it is watched from the start. Raises `SpecError`,
+    `SettingsError` and `UsageError`.
     """
 
     backend_kind: ClassVar[str] = ""
@@ -36,6 +39,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         spec: dict[str, Any] | None = None,
         poll_interval: float | None = None,
         start_timeout: float | None = None,
+        resubmit: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         secret = find_secret(spec)
@@ -56,6 +60,11 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
             raise UsageError(
                 f"A start timeout of {start_timeout} s leaves no time to start: give seconds, more than 0."
             )
+        for cause, count in (resubmit or {}).items():
+            if count < 0:
+                raise UsageError(
+                    f"After {cause!r} it cannot be submitted again {count} times: give 0 or more."
+                )
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]
         kwargs.setdefault("submit_token", uuid.uuid4().hex)
@@ -65,6 +74,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
             spec=spec or {},
             poll_interval=interval,
             start_timeout=start_timeout,
+            resubmit=dict(resubmit) if resubmit else None,
             **kwargs,
         )
 
@@ -84,6 +94,16 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         if not hasattr(executor, "run_monitor_job"):
             executor = registry.load_executor_class("LocalExecutor")()
         executor.run_monitor_job(self)
+
+    def poke(self) -> bool:
+        """Look at the work once, and write nothing: True when it is done, False while it is not.
+
+        Raises `JobFailed` when it failed or was cancelled, `JobKilled` and `JobLost` as the row says,
+        `BackendError` when nothing can be seen of it, `DatabaseError` when the row cannot be read.
+        """
+        from jobrunner.poking import poke
+
+        return poke(self)
 
     def log_id(self, *, child: int | None = None, node: int | None = None) -> str:
         """Return the external id under which `Backend.logs` has the output of the job, or of a part of it.

@@ -123,10 +123,17 @@ class MemoryBackend:
         return order
 
     def advance(
-        self, external_id: str, phase: Phase, message: str = "", detail: Mapping[str, Any] | None = None
+        self,
+        external_id: str,
+        phase: Phase,
+        message: str = "",
+        detail: Mapping[str, Any] | None = None,
+        *,
+        cause: str = "",
     ) -> None:
         """Put a job into `phase`, whatever its plan says; raises KeyError for an unknown id."""
         with self._lock:
+            self.jobs[external_id].cause = cause
             self.jobs[external_id].move(phase, self._clock(), message, detail)
 
     def succeed(self, external_id: str, message: str = "") -> None:

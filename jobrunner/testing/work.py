@@ -62,6 +62,7 @@ class MemoryJob:
     lines: list[LogLine] = field(default_factory=list)
     has_run: bool = False
     """Lets it say so while it waits: a work that is tried again."""
+    cause: str = ""
 
     def move(
         self, phase: Phase, now_s: float, message: str = "", detail: Mapping[str, Any] | None = None
@@ -116,5 +117,10 @@ class MemoryJob:
     def observation(self) -> Observation:
         """Return what the outside says of the job."""
         return Observation(
-            self.phase, self.external_state, self.message, dict(self.detail), has_run=self.has_run
+            self.phase,
+            self.external_state,
+            self.message,
+            dict(self.detail),
+            has_run=self.has_run,
+            cause=self.cause,
         )

@@ -127,6 +127,19 @@ def test_a_failure_is_one_sentence_with_its_cause(fields: dict[str, Any], messag
     assert observation_of(a_job("FAILED", **fields)).message == message
 
 
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"container": a_container(exitCode=137, reason="OutOfMemoryError: Container killed")}, "oom"),
+        ({"statusReason": "Host EC2 (instance i-0123456789abcdef0) terminated."}, "preempted"),
+        ({"container": a_container(exitCode=1)}, ""),
+    ],
+)
+def test_a_cause_that_a_policy_may_name_is_known(fields: dict[str, Any], cause: str) -> None:
+    assert observation_of(a_job("FAILED", **fields)).cause == cause
+    assert observation_of(a_job("RUNNING", **fields)).cause == ""
+
+
 def test_the_last_attempt_tells_the_cause_where_the_job_itself_does_not() -> None:
     job = a_job("FAILED", attempts=[an_attempt(1), an_attempt(137, "OutOfMemoryError")])
     assert observation_of(job).message == (

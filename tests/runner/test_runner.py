@@ -359,7 +359,7 @@ def test_an_outcome_whose_first_write_was_answered_too_late_is_ours_all_the_same
 def test_a_step_that_crashes_gives_its_error_and_falls_silent(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(*_arguments: Any) -> None:
+    async def broken(*_arguments: Any, **_options: Any) -> None:
         raise ZeroDivisionError("a bug of ours")
 
     async def main() -> None:
@@ -383,7 +383,7 @@ def test_a_step_that_crashes_gives_its_error_and_falls_silent(
 def test_a_step_that_is_cancelled_from_within_does_not_hang(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cancelled(*_arguments: Any) -> None:
+    async def cancelled(*_arguments: Any, **_options: Any) -> None:
         raise asyncio.CancelledError
 
     async def main() -> None:

@@ -39,7 +39,17 @@ def observation_of(job: Mapping[str, Any]) -> Observation:
         message=_message_of(job, status, phase),
         detail=_detail_of(job),
         has_run=_has_run(job),
+        cause=_cause_word(job) if phase is Phase.FAILED else "",
     )
+
+
+def _cause_word(job: Mapping[str, Any]) -> str:
+    """Return the cause of a failure by which a job may be submitted again: `oom`, `preempted`, or none."""
+    cause = _cause_of(job)
+    if "OutOfMemory" in cause:
+        return "oom"
+    # How Batch tells of a spot instance that was taken away, and of any other host that went.
+    return "preempted" if cause.startswith("Host EC2") else ""
 
 
 def attempts_of(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,0 +1,78 @@
+"""One look at a monitor job's work, from any process: what a sensor asks."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.backends.base import Gone, Observation, RemoteError, patience_of
+from jobrunner.errors import BackendError, JobFailed, error_of_end, words_of
+from jobrunner.models.rows import is_stored
+from jobrunner.settings import get_settings
+from jobrunner.states import JobState, Phase
+
+if TYPE_CHECKING:
+    from jobrunner.models.monitor_job import MonitorJob
+
+
+def poke(job: "MonitorJob") -> bool:
+    """Look once: True when the work is done, False while it is not. Raises as `MonitorJob.poke`."""
+    if is_stored(job):
+        job.reload()
+        if JobState(job.state).is_terminal:
+            error = error_of_end(job.id, job.state, job.message)
+            if error is not None:
+                raise error
+            return True
+    if job.external_id is None:
+        return False
+    return _is_done(job, _run(_look(job)))
+
+
+def _is_done(job: "MonitorJob", answer: Observation | Gone | RemoteError) -> bool:
+    if isinstance(answer, Observation):
+        if answer.phase in {Phase.FAILED, Phase.CANCELLED}:
+            told = answer.message or answer.external_state
+            raise JobFailed(f"{job.external_id} {answer.phase}: {told}", job_id=job.id)
+        return answer.phase is Phase.SUCCEEDED
+    if isinstance(answer, Gone):
+        raise BackendError(f"{job.external_id} cannot be seen: {answer.reason}")
+    raise BackendError(answer.message)
+
+
+async def _look(job: "MonitorJob") -> Observation | Gone | RemoteError:
+    _, connection = get_settings().connection(job.connection, job.backend_kind)
+    backend = type(job).make_backend(connection)
+    external_id = job.external_id or ""
+    try:
+        async with asyncio.timeout(patience_of(backend).call_s):
+            answers = await backend.fetch([external_id])
+        return answers.get(external_id, RemoteError("not answered for"))
+    except BackendError:
+        raise
+    except Exception as error:
+        raise BackendError(words_of(error)) from error
+    finally:
+        await backend.close()
+
+
+def _run(work: Coroutine[Any, Any, Observation | Gone | RemoteError]) -> Observation | Gone | RemoteError:
+    """Run it here, or, where a loop runs here already, in a thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    found: list[Observation | Gone | RemoteError | Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(asyncio.run(work))
+        except Exception as error:  # noqa: BLE001  # it is raised where it was asked for
+            found.append(error)
+
+    thread = threading.Thread(target=run, name="poke")
+    thread.start()
+    thread.join()
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
