@@ -11,12 +11,13 @@ PYTHON ?= $(firstword $(foreach candidate,python3.13 python3.12 python3.11 pytho
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROTO := jobrunner/backends/armada/jobservice/jobservice
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help demo example test check bench docs build clean
+.PHONY: help demo example test check bench docs build clean proto
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-7s  %s\n", $$1, $$2}'
@@ -38,6 +39,9 @@ check: $(READY)  ## lint, format, types, the layers, the migrations, the lock fi
 	@directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && set -x && \
 	export JOBRUNNER_DATABASE_URL="sqlite:///$$directory/check.db" && \
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check
+	@set -x; directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=$$directory --pyi_out=$$directory $(PROTO).proto && \
+	diff $$directory/$(PROTO)_pb2.py $(PROTO)_pb2.py && diff $$directory/$(PROTO)_pb2.pyi $(PROTO)_pb2.pyi
 	$(BIN)/uv lock --check
 
 bench: $(READY)  ## measure: beats, kills, questions, beside the raw driver
@@ -45,6 +49,9 @@ bench: $(READY)  ## measure: beats, kills, questions, beside the raw driver
 
 docs: $(READY)  ## build the pages into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+proto: $(READY)  ## generate the messages of Armada's JobService anew
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. $(PROTO).proto
 
 build: $(READY)  ## sdist and wheel into dist/
 	$(BIN)/uv build

@@ -1,0 +1,100 @@
+"""What became of a submission that got no answer (PROTOCOL 8).
+
+Armada keeps `queue:client_id` for seven days, and answers a second submission with the first's id. But it
+stores the key only after it has handed the job on: a second one that comes in between, or after a server
+that died in between, makes a second job. So a submission is first looked for, by the external job URI that
+it carries, until whatever is still under way has arrived and is listed; only then it is repeated.
+"""
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from jobrunner.backends.armada.ids import JobKey
+from jobrunner.backends.armada.spec import own_uri
+from jobrunner.backends.armada.trouble import ArmadaError, Kind
+from jobrunner.backends.armada.wire import Wire, messages
+from jobrunner.backends.base import SEND_WITHIN_S, Found, Unsure, sending_until
+from jobrunner.clock import monotonic_s, utcnow
+from jobrunner.errors import SubmitRejected
+from jobrunner.logs import get_logger
+
+log = get_logger(__name__)
+
+LISTING_LAG_S = 30.0
+"""How long a new job may be missing from the server's listing, which is filled from its event log."""
+SETTLE_S = SEND_WITHIN_S + LISTING_LAG_S
+"""For how long a submission is only looked for; the deadline of a call is added to it."""
+REMEMBERED = dt.timedelta(days=6)
+"""For how long a client id is relied on: Armada keeps it for 7 days, and clocks may differ."""
+REFUSED_S = 60.0
+"""How long a repeated submission may be refused before a person is asked."""
+
+
+class Finder:
+    """Looks for the submissions of one connection.
+
+    `submit` makes one, or is answered with the job of the first one that had its token.
+    """
+
+    def __init__(
+        self, wire: Wire, submit: Callable[[Mapping[str, Any], str], Awaitable[str]], settle_s: float
+    ) -> None:
+        self._wire = wire
+        self._submit = submit
+        self._settle_s = settle_s + (wire.options.call_timeout_s if settle_s == SETTLE_S else 0.0)
+        self._first_s: dict[str, float] = {}
+        self._refused_s: dict[str, float] = {}
+        self._can_list = True
+
+    async def find(self, spec: Mapping[str, Any], token: str, since: dt.datetime) -> Found | Unsure:
+        """Return the job of a submission; where there was none, it is made now, under the same token.
+
+        So it never says that there is none: a late first submission would get the id of this one.
+        """
+        begun_s = monotonic_s()
+        first_s = self._first_s.setdefault(token, begun_s)
+        found = await self._listed(spec, token)
+        if found is None:
+            if begun_s - first_s < self._settle_s:
+                return Unsure(since, f"no job with the client id {token} is listed yet")
+            if utcnow() - since > REMEMBERED:
+                return Unsure(
+                    None, "Armada remembers a client id for 7 days, and it was submitted before that"
+                )
+            try:
+                with sending_until(monotonic_s() + SEND_WITHIN_S):
+                    found = await self._submit(spec, token)
+            except SubmitRejected as error:
+                return self._refused(token, since, error)
+        self._first_s.pop(token, None)
+        self._refused_s.pop(token, None)
+        return Found(found)
+
+    async def _listed(self, spec: Mapping[str, Any], token: str) -> str | None:
+        """Return the job that carries the submission's URI: the oldest one, as ids of Armada sort by time."""
+        uri = own_uri(spec, token)
+        if uri is None or not self._can_list:
+            return None
+        request = messages("job").JobStatusUsingExternalJobUriRequest(
+            queue=spec["queue"], jobset=spec["jobSetId"], external_job_uri=uri
+        )
+        try:
+            answer = await self._wire.call("Jobs", "GetJobStatusUsingExternalJobUri", request)
+        except ArmadaError as error:
+            if error.kind is not Kind.NOT_ARMADA:
+                raise
+            self._can_list = False  # an older server; a wrong address fails in the submission, too
+            log.info("this Armada cannot list jobs by their URI: submissions are proven by client id alone")
+            return None
+        ids = sorted(answer.job_states)
+        return JobKey(spec["queue"], spec["jobSetId"], ids[0]).join() if ids else None
+
+    def _refused(self, token: str, since: dt.datetime, error: SubmitRejected) -> Unsure:
+        # It was refused now, which does not say that the first one was.
+        now_s = monotonic_s()
+        refused_for_s = now_s - self._refused_s.setdefault(token, now_s)
+        retry_at = since if refused_for_s < min(REFUSED_S, self._settle_s) else None
+        return Unsure(
+            retry_at, f"no job with the client id {token} is listed, and to ask for it is refused: {error}"
+        )
