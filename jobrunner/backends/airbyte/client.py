@@ -1,0 +1,297 @@
+"""The calls to Airbyte's public API: one way by which each leaves, and what its answer means."""
+
+import asyncio
+import datetime as dt
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from typing import Any
+
+from jobrunner.backends.airbyte.connection import AirbyteConnection
+from jobrunner.backends.airbyte.reading import Failure, Job, failures_of, job_of
+from jobrunner.backends.airbyte.tokens import TokenAnswer, Tokens
+from jobrunner.backends.airbyte.trouble import (
+    AirbyteError,
+    Call,
+    Kind,
+    is_html,
+    not_airbyte,
+    of_status,
+    of_transport,
+)
+from jobrunner.backends.base import ensure_in_time
+from jobrunner.errors import SettingsError
+from jobrunner.extras import require
+from jobrunner.logs import get_logger
+
+log = get_logger(__name__)
+
+PAGE = 100
+"""Jobs a page. Source: GET /jobs, limit <= 100."""
+
+LONG_S = 100.0
+"""How long a POST or DELETE may take: the server waits up to 60 s for the workflow before it answers."""
+
+_CONNECT_S, _READ_S = 5.0, 20.0
+_SLACK_S = 10.0  # for the connection, and for the body after its first byte
+_KEEP_S = 4.0  # servers end an idle connection after 5 s or more
+_UNAUTHORIZED = 401
+_SUCCESS = range(200, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list; `count`: how many entries the server gave; `at`: its own clock, where told."""
+
+    jobs: list[Job]
+    count: int
+    at: dt.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    data: Any
+    status: int
+    at: dt.datetime | None
+
+
+class Api:
+    """Makes every call of one connection, for one event loop: few at once, each with its own time.
+
+    A call is made once. Only one that was answered with 401, and so was not let in, is made once more with a
+    new token. Every method raises `AirbyteError`, and `UsageError` where httpx is not installed.
+    """
+
+    def __init__(self, options: AirbyteConnection) -> None:
+        self.options = options
+        self._clients: tuple[Any, Any] | None = None
+        self._all = asyncio.Semaphore(options.at_once)
+        # Calls that take a minute must leave a place to those that take a moment.
+        self._long = asyncio.Semaphore(max(1, options.at_once - 1))
+        self._tokens: Tokens | None = None
+        if options.client_id is not None and options.client_secret is not None:
+            secret = options.client_secret.get_secret_value()
+            self._tokens = Tokens(self._ask_for_token, options.client_id, secret)
+
+    async def get_job(self, job_id: int) -> Job:
+        """GET /jobs/{id}."""
+        return _one_job(await self._call("GET", f"/jobs/{job_id}"), f"GET /jobs/{job_id}", self._place())
+
+    async def list_jobs(self, params: Mapping[str, Any]) -> Page:
+        """GET /jobs with these filters; `limit` is at most 100."""
+        answer = await self._call("GET", "/jobs", params={"limit": PAGE, **params}, shows_url=True)
+        entries = answer.data.get("data") if isinstance(answer.data, dict) else None
+        if not isinstance(entries, list):
+            raise not_airbyte(self._place("GET /jobs"), answer.status, "no list of jobs")
+        jobs = [job for job in map(job_of, entries) if job is not None]
+        if len(jobs) < len(entries):
+            log.warning("Airbyte listed jobs that cannot be read", count=len(entries) - len(jobs))
+        return Page(jobs, len(entries), answer.at)
+
+    async def newest_jobs(self, connection_id: str) -> list[Job]:
+        """Return the newest jobs of a connection, whatever their type, newest first."""
+        params = {"connectionId": connection_id, "orderBy": "createdAt|DESC"}
+        page = await self.list_jobs(params)
+        return sorted(page.jobs, key=lambda job: job.id, reverse=True)
+
+    async def post_job(self, connection_id: str, job_type: str) -> Job:
+        """POST /jobs, within the time in which a submission may leave; never repeated once it was let in."""
+        answer = await self._call(
+            "POST", "/jobs", body={"connectionId": connection_id, "jobType": job_type}, before=ensure_in_time
+        )
+        job = job_of(answer.data)
+        if job is None:  # it may have been made all the same
+            raise AirbyteError("POST /jobs was answered without a job", Kind.UNCLEAR, status=answer.status)
+        return job
+
+    async def delete_job(self, job_id: int) -> None:
+        """DELETE /jobs/{id}: ends what runs on the job's connection, which may be another job."""
+        await self._call("DELETE", f"/jobs/{job_id}")
+
+    async def workspace_of(self, connection_id: str) -> str | None:
+        """Return the workspace of an Airbyte connection (GET /connections/{id})."""
+        answer = await self._call("GET", f"/connections/{connection_id}")
+        found = answer.data.get("workspaceId") if isinstance(answer.data, dict) else None
+        return found if isinstance(found, str) else None
+
+    async def why_failed(self, job_id: int) -> list[Failure]:
+        """Return a job's reasons for its failure, from the config API."""
+        url = f"{self.options.config_api}/jobs/get_without_logs"
+        return failures_of((await self._call("POST", url, body={"id": job_id}, is_long=False)).data)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        if self._tokens is not None:
+            await self._tokens.close()
+        clients, self._clients = self._clients, None
+        for client in clients or ():
+            await client.aclose()
+
+    # --- the one way --------------------------------------------------------------------------------
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        is_long: bool | None = None,
+        before: Callable[[], None] | None = None,
+        shows_url: bool = False,
+    ) -> _Answer:
+        is_long = method != "GET" if is_long is None else is_long
+        url = path if "://" in path else f"{self.options.url}{path}"
+        call = self._place(
+            f"{method} {path.removeprefix(self.options.config_api or '')}", shows_url=shows_url
+        )
+        for attempt in (1, 2):
+            authorization, token = await self._authorization()
+            async with self._place_free(is_long=is_long):
+                if before is not None:
+                    before()
+                response = await self._send(
+                    call, method, url, is_long=is_long, params=params, json=body, headers=authorization
+                )
+            if response.status_code == _UNAUTHORIZED and token is not None and attempt == 1:
+                assert self._tokens is not None
+                self._tokens.forget(token)
+                continue
+            break
+        return _read(call, response)
+
+    @asynccontextmanager
+    async def _place_free(self, *, is_long: bool) -> AsyncIterator[None]:
+        if is_long:
+            async with self._long, self._all:
+                yield
+        else:
+            async with self._all:
+                yield
+
+    async def _send(self, call: Call, method: str, url: str, *, is_long: bool, **request: Any) -> Any:
+        import httpx
+
+        plain, fresh = self._clients_now()
+        read_s = LONG_S if is_long else _READ_S
+        times = httpx.Timeout(_READ_S, connect=_CONNECT_S, read=read_s)
+        # A connection that was kept may be closed by the server in this very moment: a GET is asked again
+        # by whoever wants to know, while a POST would be in doubt for nothing.
+        client = fresh if method != "GET" else plain
+        try:
+            async with asyncio.timeout(read_s + _SLACK_S):
+                return await client.request(method, url, timeout=times, **request)
+        except TimeoutError:
+            told = f"{call.name} got no answer from {call.place} within {read_s + _SLACK_S:g} s"
+            raise AirbyteError(told, Kind.UNCLEAR) from None
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
+            raise of_transport(call, error) from error
+
+    def _clients_now(self) -> tuple[Any, Any]:
+        if self._clients is None:
+            httpx = require("httpx", "airbyte", "Airbyte")
+            common: dict[str, Any] = {
+                "verify": self._trusted(),
+                "follow_redirects": False,  # a login page is no answer, and a POST must not become a GET
+                "headers": {"User-Agent": f"jobrunner/{version('jobrunner')}", "Accept": "application/json"},
+            }
+            keep = httpx.Limits(keepalive_expiry=_KEEP_S)
+            forget = httpx.Limits(max_keepalive_connections=0)
+            self._clients = (
+                httpx.AsyncClient(limits=keep, **common),
+                httpx.AsyncClient(limits=forget, **common),
+            )
+        return self._clients
+
+    def _trusted(self) -> ssl.SSLContext | bool:
+        path = self.options.ca_file
+        if path is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=str(path.expanduser()))
+        except OSError as error:
+            raise SettingsError(f"The `ca_file` {path} of the connection cannot be used: {error}.") from None
+
+    # --- being let in -------------------------------------------------------------------------------
+
+    async def _authorization(self) -> tuple[dict[str, str], str | None]:
+        """Return the headers that let a call in, and the token in them where it can be renewed."""
+        options = self.options
+        if self._tokens is not None:
+            try:
+                token = await self._tokens.get()
+            except AirbyteError as error:
+                if error.kind is not Kind.UNCLEAR:
+                    raise
+                # Whatever was to be asked has not been sent.
+                told = AirbyteError(str(error), Kind.NETWORK, status=error.status)
+                told.retry_after_s = error.retry_after_s
+                raise told from error
+            return {"Authorization": f"Bearer {token}"}, token
+        if options.token is not None:
+            return {"Authorization": f"Bearer {options.token.get_secret_value()}"}, None
+        if options.username is not None and options.password is not None:
+            import base64
+
+            pair = f"{options.username}:{options.password.get_secret_value()}"
+            return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}, None
+        return {}, None
+
+    async def _ask_for_token(self, fields: dict[str, str], as_form: bool) -> TokenAnswer:
+        call = self._place("POST /applications/token", shows_url=True)
+        url = f"{self.options.url}/applications/token"
+        body: dict[str, Any] = {"data": fields} if as_form else {"json": fields}
+        async with self._place_free(is_long=False):
+            response = await self._send(call, "POST", url, is_long=False, **body)
+        try:
+            answer = _read(call, response)
+        except AirbyteError as error:
+            if error.status in {400, 401, 403, 422} and error.kind is not Kind.NOT_AIRBYTE:
+                told = f"Airbyte refused the client id or secret at {call.place}: {error.status} {error.said}"
+                raise AirbyteError(told, Kind.CREDENTIALS, status=error.status) from None
+            raise
+        if not isinstance(answer.data, dict):
+            raise not_airbyte(call, answer.status, "no token")
+        now_s = answer.at.timestamp() if answer.at is not None else time.time()
+        return TokenAnswer(answer.data, now_s)
+
+    def _place(self, name: str = "", *, shows_url: bool = False) -> Call:
+        options = self.options
+        hidden = (options.client_secret, options.token, options.password)
+        secrets = tuple(each.get_secret_value() for each in hidden if each is not None)
+        return Call(name, options.url, tuple(filter(None, secrets)), shows_url)
+
+
+def _read(call: Call, response: Any) -> _Answer:
+    """Return the JSON of a success. Raises `AirbyteError` for every other answer."""
+    status, headers, text = response.status_code, response.headers, response.text
+    if status not in _SUCCESS:
+        raise of_status(call, status, headers, text)
+    data: Any = None
+    if text.strip():
+        if is_html(headers, text):
+            raise not_airbyte(call, status, "an HTML page")
+        try:
+            data = response.json()
+        except ValueError:
+            raise not_airbyte(call, status, "something that is no JSON") from None
+    return _Answer(data, status, _date_of(headers))
+
+
+def _date_of(headers: Mapping[str, str]) -> dt.datetime | None:
+    try:
+        found = parsedate_to_datetime(headers.get("date", ""))
+    except (ValueError, TypeError):
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)
+
+
+def _one_job(answer: _Answer, name: str, call: Call) -> Job:
+    job = job_of(answer.data)
+    if job is None:
+        raise not_airbyte(Call(name, call.url), answer.status, "no job")
+    return job

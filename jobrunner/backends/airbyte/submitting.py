@@ -1,0 +1,105 @@
+"""Submitting once, at a server without idempotency keys: what is in doubt is looked for, never repeated."""
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from jobrunner.backends.airbyte.client import LONG_S, Api
+from jobrunner.backends.airbyte.reading import Job
+from jobrunner.backends.airbyte.spec import AirbyteSpec
+from jobrunner.backends.airbyte.trouble import NOTHING_DONE, AirbyteError, Kind
+from jobrunner.backends.base import Found, Unsure
+from jobrunner.clock import monotonic_s
+from jobrunner.errors import NotSent, SubmitRejected
+from jobrunner.logs import get_logger
+
+log = get_logger(__name__)
+
+IsHeld = Callable[[Sequence[str]], Awaitable[set[str]]]
+
+DOUBT_S = LONG_S + 80.0
+"""How long after the first look for it a job may still appear: a POST takes a minute, after a queue."""
+
+
+class Submissions:
+    """The submissions of one connection."""
+
+    def __init__(self, api: Api, *, doubt_s: float = DOUBT_S) -> None:
+        self._api = api
+        self._doubt_s = doubt_s
+        self._looked_for: dict[str, float] = {}
+        self._conflicts: dict[str, str] = {}
+        """What the server said to a submission that met a job already running."""
+
+    async def submit(self, spec: Mapping[str, Any], token: str) -> Job:
+        """POST the job, and return it. Raises what `Backend.submit` does."""
+        checked = AirbyteSpec.resolved(spec)
+        try:
+            return await self._api.post_job(checked.connection_id, checked.job_type)
+        except AirbyteError as error:
+            if error.kind is Kind.CONFLICT:
+                if checked.on_conflict == "fail":
+                    raise SubmitRejected(str(error)) from error
+                # It may even be this very submission, sent twice by a proxy: `find` tells.
+                self._conflicts[token] = str(error)
+                raise
+            raise error.of_submission() from error
+
+    async def baseline(self, spec: Mapping[str, Any]) -> str:
+        """Return the newest job id of the Airbyte connection, `0` where it has none yet."""
+        checked = AirbyteSpec.resolved(spec)
+        try:
+            newest = await self._api.newest_jobs(checked.connection_id)
+        except AirbyteError as error:
+            told = error.of_submission()
+            # Nothing was to be made by this call, whatever came of it.
+            raise (NotSent(str(error)) if error.kind not in NOTHING_DONE else told) from error
+        return str(newest[0].id if newest else 0)
+
+    async def find(
+        self,
+        spec: Mapping[str, Any],
+        token: str,
+        since: dt.datetime,
+        *,
+        baseline: str | None = None,
+        is_held: IsHeld | None = None,
+    ) -> Found | Unsure:
+        """Look for the submission among the connection's newest jobs, for a while."""
+        if baseline is None or not baseline.isdecimal():
+            # Any job since then could be somebody else's: a schedule starts them, too.
+            return Unsure(None, "which jobs the Airbyte connection had before was never stored")
+        checked = AirbyteSpec.resolved(spec)
+        first_s = self._looked_for.setdefault(token, monotonic_s())
+        begun_s = monotonic_s()
+        try:
+            newest = await self._api.newest_jobs(checked.connection_id)
+        except AirbyteError as error:
+            raise error.of_reading() from error
+        ours = [job for job in newest if job.is_of_kind(checked.job_type)]
+        new = [job for job in ours if job.id > int(baseline)]
+        conflict = self._conflicts.get(token)
+        if conflict is not None and not new:  # the policy is to watch what runs there
+            new = [job for job in ours if not job.is_over][:1]
+        held = await is_held([str(job.id) for job in new]) if is_held is not None and new else set()
+        free = [job for job in new if str(job.id) not in held]
+        if free:
+            self._forget(token)
+            # The oldest: had another one run before it, Airbyte would not have taken ours.
+            found = min(free, key=lambda job: job.id)
+            log.info("a job of Airbyte is adopted", job=found.id, conflict=conflict, candidates=len(free))
+            return Found(str(found.id))
+        place = f"the Airbyte connection {checked.connection_id}"
+        reason = f"no {checked.job_type} job that began since is listed for {place}"
+        if held:
+            reason = f"{', '.join(sorted(held))} of {place} is watched by another job here"
+        if conflict is not None:
+            reason = f"{conflict}; and {reason}"
+        if begun_s - first_s < self._doubt_s:
+            return Unsure(since, reason)
+        self._forget(token)
+        return Unsure(None, f"{reason}, but it may have been made all the same")
+
+    def _forget(self, token: str) -> None:
+        self._looked_for.pop(token, None)
+        self._conflicts.pop(token, None)

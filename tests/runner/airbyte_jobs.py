@@ -1,0 +1,16 @@
+"""Jobs of Airbyte for which all that takes minutes there takes a moment."""
+
+from jobrunner.backends.airbyte import AirbyteBackend, AirbyteConnection
+from jobrunner.backends.base import Backend, Patience
+from jobrunner.models.airbyte_monitor_job import AirbyteMonitorJob
+from jobrunner.settings import ConnectionSettings
+
+
+class QuickAirbyteJob(AirbyteMonitorJob, job_type="QuickAirbyteJob"):
+    """A job whose backend has little patience, and holds nothing for fresh."""
+
+    @classmethod
+    def make_backend(cls, connection: ConnectionSettings) -> Backend:
+        backend = AirbyteBackend(AirbyteConnection.of(connection), doubt_s=0.5, fresh_s=0.0)
+        backend.patience = Patience(call_s=5.0, appear_s=0.4, vanish_s=0.4)
+        return backend
