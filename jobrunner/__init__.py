@@ -25,7 +25,15 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from jobrunner.executors.local import LocalExecutor
-    from jobrunner.models import BaseJob, BatchMonitorJob, JobEvent, MonitorJob, ProcessMonitorJob
+    from jobrunner.models import (
+        AirbyteMonitorJob,
+        ArmadaMonitorJob,
+        BaseJob,
+        BatchMonitorJob,
+        JobEvent,
+        MonitorJob,
+        ProcessMonitorJob,
+    )
     from jobrunner.settings import configure, get_settings
     from jobrunner.states import JobState, Phase
 
@@ -36,13 +44,18 @@ _HOMES = {
         *("SpecError", "UsageError", "WaitTimeout"),
     ),
     "jobrunner.executors.local": ("LocalExecutor",),
-    "jobrunner.models": ("BaseJob", "BatchMonitorJob", "JobEvent", "MonitorJob", "ProcessMonitorJob"),
+    "jobrunner.models": (
+        *("AirbyteMonitorJob", "ArmadaMonitorJob", "BaseJob", "BatchMonitorJob", "JobEvent"),
+        *("MonitorJob", "ProcessMonitorJob"),
+    ),
     "jobrunner.settings": ("configure", "get_settings"),
     "jobrunner.states": ("JobState", "Phase"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AirbyteMonitorJob",
+    "ArmadaMonitorJob",
     "BaseJob",
     "BatchMonitorJob",
     "ClaimLost",

@@ -43,6 +43,7 @@ class Answers:
         if owned is None or owned.concluding or owned.external_id != external_id:
             return
         if isinstance(answer, Observation):
+            answer = owned.job.judge(answer)
             owned.was_seen(answer)
             if answer.phase.is_final:
                 self._runner.conclude(owned, answer)
@@ -51,6 +52,9 @@ class Answers:
             trouble = owned.cancel_trouble
             self._showing.show(owned, shown if trouble is None else shown.uncancelled(trouble))
             self._runner.cancelling.on_look(owned, shown)
+            interval_s = owned.job.look_interval_s(monotonic_s() - owned.taken_s)
+            if interval_s is not None:
+                owned.channel.poller.pace(job_id, interval_s)
         elif isinstance(answer, Gone):
             was_gone = owned.gone_at_s is not None
             verdict = is_lost(owned, answer, owned.channel.patience, monotonic_s())

@@ -75,6 +75,8 @@ class OwnedJob:
     job: "MonitorJob"
     ended: asyncio.Future[JobState]
     """What `Runner.take` gave out: how it ended, or why it is no longer ours."""
+    taken_s: float
+    """When this runner came to own it."""
     good_s: float
     """The moment before the last good beat for it was sent; the beating thread moves it."""
     has_callback: bool = False

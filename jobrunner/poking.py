@@ -31,6 +31,7 @@ def poke(job: "MonitorJob") -> bool:
 
 def _is_done(job: "MonitorJob", answer: Observation | Gone | RemoteError) -> bool:
     if isinstance(answer, Observation):
+        answer = job.judge(answer)
         if answer.phase in {Phase.FAILED, Phase.CANCELLED}:
             told = answer.message or answer.external_state
             raise JobFailed(f"{job.external_id} {answer.phase}: {told}", job_id=job.id)

@@ -113,6 +113,12 @@ class Poller:
         self._queue.put(watch, self._clock() + first_in_s)
         self._changed()
 
+    def pace(self, job_id: int, interval_s: float) -> None:
+        """Ask about a job every `interval_s` seconds, from the look after the next one on."""
+        watch = self._watches.get(job_id)
+        if watch is not None and interval_s > 0:
+            watch.interval_s = interval_s
+
     def forget(self, job_id: int) -> None:
         """Ask about a job no longer, and drop an answer that is still to come."""
         watch = self._watches.pop(job_id, None)

@@ -13,12 +13,17 @@ from jobrunner.logs import get_logger
 log = get_logger(__name__)
 
 JOB_TYPES = {
+    "AirbyteMonitorJob": "jobrunner.models.airbyte_monitor_job:AirbyteMonitorJob",
+    "ArmadaMonitorJob": "jobrunner.models.armada_monitor_job:ArmadaMonitorJob",
     "BatchMonitorJob": "jobrunner.models.batch_monitor_job:BatchMonitorJob",
     "ProcessMonitorJob": "jobrunner.models.process_monitor_job:ProcessMonitorJob",
 }
 """Our own job types; a third party's come by the entry-point group `jobrunner.jobs`."""
 
 BACKENDS = {
+    "airbyte": "jobrunner.backends.airbyte:AirbyteBackend",
+    "armada": "jobrunner.backends.armada:ArmadaBackend",
+    "armada-jobservice": "jobrunner.backends.armada.jobservice_backend:JobServiceBackend",
     "batch": "jobrunner.backends.batch:BatchBackend",
     "process": "jobrunner.backends.process:ProcessBackend",
 }

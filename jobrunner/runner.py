@@ -121,6 +121,7 @@ class Runner:
             external_id=row["external_id"],
             job=job,
             ended=self._loop.create_future(),
+            taken_s=now_s,
             good_s=now_s,
             has_callback=has_callback(job),
             progress_by_s=now_s + _STEP_S,

@@ -30,6 +30,7 @@ log = get_logger(__name__)
 
 _SLACK_S = 15.0  # beyond a call's own deadline, for the database's part of a step
 _RETRY_AFTER_MOST_S = 3600.0  # a server whose clock is wrong must not hold a job back for a year
+_GO_ON = Verdict(JobState.RUNNING, "")
 _LOOK_S = 1.0  # while it waits to try again: whether it is still wanted
 
 
@@ -96,8 +97,9 @@ class _Submission:
         if early is not None:
             return early
         owned = self._owned
-        if not await self._ask_for_baseline():
-            return None
+        early = await self._ask_for_baseline()
+        if early is not _GO_ON:
+            return early
         begun_s, started_at = await self._runner.persist(
             _begin, owned.claim, owned.token, self._host_id, self._baseline
         )
@@ -135,20 +137,22 @@ class _Submission:
             await self._say_doubt(told)
         return None
 
-    async def _ask_for_baseline(self) -> bool:
-        """Learn what is there outside before anything of ours is; False: it could not be learnt yet."""
+    async def _ask_for_baseline(self) -> Verdict | None:
+        """Learn what is there outside before anything of ours is; None: it could not be learnt yet."""
         channel = self._owned.channel
         baseline = getattr(channel.backend, "baseline", None)
         if baseline is None:
-            return True
+            return _GO_ON
         try:
             self._baseline = await channel.ask(baseline(self._spec))
+        except SubmitRejected as error:
+            return Verdict(JobState.FAILED, f"not accepted: {error}")
         except Throttled:
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is: nothing was sent
             await self._say_not_yet(words_of(error))
-            return False
-        return True
+            return None
+        return _GO_ON
 
     def _not_wanted(self) -> Verdict | None:
         if self._owned.kill_seen:

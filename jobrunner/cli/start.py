@@ -9,6 +9,8 @@ from jobrunner.cli.groups import Lazy, LazyGroup
 KINDS = {
     "process": Lazy("jobrunner.cli.start_process:process", "Start a command on this host."),
     "batch": Lazy("jobrunner.cli.start_batch:batch", "Start a job in AWS Batch."),
+    "armada": Lazy("jobrunner.cli.start_armada:armada", "Start a job in Armada."),
+    "airbyte": Lazy("jobrunner.cli.start_airbyte:airbyte", "Start a job in Airbyte."),
 }
 """The kinds of jobs that can be started by name."""
 

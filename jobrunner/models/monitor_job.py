@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jobrunner import registry
-from jobrunner.backends.base import Backend
+from jobrunner.backends.base import Backend, Observation
 from jobrunner.errors import SpecError, UsageError
 from jobrunner.models.base_job import BaseJob
 from jobrunner.redaction import find_secret
@@ -104,6 +104,14 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         from jobrunner.poking import poke
 
         return poke(self)
+
+    def judge(self, observation: Observation) -> Observation:
+        """Return what an observation means for this job: for types that ask more of their work's success."""
+        return observation
+
+    def look_interval_s(self, watched_s: float) -> float | None:  # noqa: ARG002  # for types that use it
+        """Return the seconds until the next look after so long a watch; None: `poll_interval`."""
+        return None
 
     def log_id(self, *, child: int | None = None, node: int | None = None) -> str:
         """Return the external id under which `Backend.logs` has the output of the job, or of a part of it.
