@@ -11,6 +11,7 @@ PYTHON ?= $(firstword $(foreach candidate,python3.13 python3.12 python3.11 pytho
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 4
 PROTO := jobrunner/backends/armada/jobservice/jobservice
 
 export UV_PYTHON_DOWNLOADS := never
@@ -28,8 +29,8 @@ demo: $(READY)  ## start a few jobs, kill one, see what there is: ten seconds
 example: $(READY)  ## AWS Batch from end to end, on moto in place of AWS: fifteen seconds
 	@$(BIN)/python examples/aws_batch.py
 
-test: $(READY)  ## all tests, in random order
-	@$(BIN)/pytest
+test: $(READY)  ## all tests, in random order, in as many processes as WORKERS says
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: $(READY)  ## lint, format, types, the layers, the migrations, the lock file
 	$(BIN)/ruff check

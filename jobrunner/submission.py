@@ -30,7 +30,6 @@ log = get_logger(__name__)
 
 _SLACK_S = 15.0  # beyond a call's own deadline, for the database's part of a step
 _RETRY_AFTER_MOST_S = 3600.0  # a server whose clock is wrong must not hold a job back for a year
-_GO_ON = Verdict(JobState.RUNNING, "")
 _LOOK_S = 1.0  # while it waits to try again: whether it is still wanted
 
 
@@ -57,6 +56,8 @@ class _Submission:
             asked_s = 0.0
             try:
                 verdict = await (self._find() if self._in_doubt else self._submit())
+            except SubmitRejected as error:
+                return Verdict(JobState.FAILED, f"not accepted: {error}")
             except Throttled as error:
                 verdict = None
                 if error.retry_after_s is not None and error.retry_after_s > 0:  # which NaN is not
@@ -97,9 +98,8 @@ class _Submission:
         if early is not None:
             return early
         owned = self._owned
-        early = await self._ask_for_baseline()
-        if early is not _GO_ON:
-            return early
+        if not await self._has_baseline():
+            return None
         begun_s, started_at = await self._runner.persist(
             _begin, owned.claim, owned.token, self._host_id, self._baseline
         )
@@ -109,21 +109,20 @@ class _Submission:
         if owned.start_timeout is not None:
             owned.start_by_s = begun_s + owned.start_timeout
         external_id = await self._send(begun_s + SEND_WITHIN_S)
-        if not isinstance(external_id, str):
-            return external_id
-        if not await self._record(external_id):
+        if external_id is not None and not await self._record(external_id):
             await self._undo(external_id)
         return None
 
-    async def _send(self, until_s: float) -> str | Verdict | None:
-        """Send it, and return its external id; None: it was not sent, or it is in doubt."""
+    async def _send(self, until_s: float) -> str | None:
+        """Send it, and return its external id; None: it was not sent, or it is in doubt.
+
+        Raises `SubmitRejected` and `Throttled`.
+        """
         owned, channel = self._owned, self._owned.channel
         try:
             with sending_until(until_s):
                 return _checked_id(await channel.ask(channel.backend.submit(self._spec, owned.token)))
-        except SubmitRejected as error:
-            return Verdict(JobState.FAILED, f"not accepted: {error}")
-        except Throttled:
+        except (SubmitRejected, Throttled):
             raise
         except NotSent as error:
             told = words_of(error)
@@ -137,22 +136,23 @@ class _Submission:
             await self._say_doubt(told)
         return None
 
-    async def _ask_for_baseline(self) -> Verdict | None:
-        """Learn what is there outside before anything of ours is; None: it could not be learnt yet."""
+    async def _has_baseline(self) -> bool:
+        """Learn what is there outside before anything of ours is; False: it could not be learnt yet.
+
+        Raises `SubmitRejected` and `Throttled`.
+        """
         channel = self._owned.channel
         baseline = getattr(channel.backend, "baseline", None)
         if baseline is None:
-            return _GO_ON
+            return True
         try:
             self._baseline = await channel.ask(baseline(self._spec))
-        except SubmitRejected as error:
-            return Verdict(JobState.FAILED, f"not accepted: {error}")
-        except Throttled:
+        except (SubmitRejected, Throttled):
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is: nothing was sent
             await self._say_not_yet(words_of(error))
-            return None
-        return _GO_ON
+            return False
+        return True
 
     def _not_wanted(self) -> Verdict | None:
         if self._owned.kill_seen:

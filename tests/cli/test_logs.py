@@ -255,7 +255,7 @@ def test_an_output_that_is_not_to_be_had_is_a_sentence_and_no_failure(
 
 def test_a_child_of_an_array_is_chosen_by_its_number(aws: CommandLine, batch: BatchStub) -> None:
     job_id, batch_id = begun(aws, batch, "--array-size", "3")
-    assert aws("logs", job_id).says("array of 3 children", "--child 0 to --child 2")
+    assert aws("logs", job_id).says("It has 3 children", "--child 0 to --child 2")
     batch.run(f"{batch_id}:1")
     batch.write_log(f"{batch_id}:1", ["child one"])
     assert aws("logs", job_id, "--child", "1").out == "child one\n"

@@ -10,7 +10,7 @@ import pytest
 from jobrunner import statements
 from jobrunner.backends.base import Absent, Found, Unsure
 from jobrunner.database import Database
-from jobrunner.errors import BackendError
+from jobrunner.errors import BackendError, SubmitRejected
 from jobrunner.states import JobState
 from jobrunner.testing import Fault, MemoryBackend, use_backend
 from tests.helpers import a_running_job, insert_job, row_of
@@ -27,8 +27,11 @@ class Tokenless(MemoryBackend):
         self.baselines: list[str | None] = []
         self.troubles = 0
         self.is_blind = False
+        self.refusal = ""
 
     async def baseline(self, spec: Mapping[str, Any]) -> str:
+        if self.refusal:
+            raise SubmitRejected(self.refusal)
         if self.troubles > 0:
             self.troubles -= 1
             raise BackendError("no list today")
@@ -85,6 +88,20 @@ def test_without_an_answer_to_that_nothing_is_submitted_yet(database: Database) 
                 await soon(lambda: row_of(database, job.id)["external_id"] is not None)
                 outside.succeed(row_of(database, job.id)["external_id"])
                 assert await within(end) is JobState.SUCCESS
+
+    asyncio.run(main())
+
+
+def test_what_refuses_the_question_refuses_the_job(database: Database) -> None:
+    async def main() -> None:
+        outside = Tokenless()
+        outside.refusal = "wrong client id"
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = a_job()
+                assert await within(start(runner, job)) is JobState.FAILED
+        assert look(database, job.id, "message") == ("not accepted: wrong client id",)
+        assert not outside.jobs
 
     asyncio.run(main())
 

@@ -375,8 +375,10 @@ def test_a_monitor_stopped_while_it_watches_and_overtaken_changes_nothing(
     stopped = start(command=counted)
     stopped.hear("started")
     until(lambda: only_row(database)["external_state"] == "running")
-    # Not within a write: on SQLite that would hold the database for as long.
-    time.sleep(RATE / 2)
+    # Right after a beat, and so not within a write: on SQLite that would hold the database for as long.
+    beaten = only_row(database)["latest_heartbeat"]
+    until(lambda: only_row(database)["latest_heartbeat"] > beaten)
+    time.sleep(RATE / 5)
     stopped.send(signal.SIGSTOP)
     stopped.until_stopped()
     attached = start(attach=1)
