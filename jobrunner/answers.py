@@ -26,6 +26,8 @@ log = get_logger(__name__)
 
 _LOOKS_BEFORE_SHOWN = 2  # one failed look is not worth a word in the row, nor in 100,000 of them
 _GATHER_S = 0.1  # what is to be shown within this time is written together
+_MANY = 50  # rows within that time: a sweep is under way, and more are about to come ...
+_MORE_S = 0.4  # ... within this: each statement has its cost, a commit on SQLite the most
 _CHUNK = 1_000  # rows a statement: it keeps SQLite's only writer for about 20 ms
 _LOCKED_S = 1.0  # until a row that somebody held locked is tried again
 
@@ -124,6 +126,8 @@ class Showing:
             while self._waiting:
                 if len(self._waiting) < most:
                     await asyncio.sleep(_GATHER_S)
+                if _MANY <= len(self._waiting) < most:
+                    await asyncio.sleep(_MORE_S)
                 some = self._take(most)
                 try:
                     await self._write_some(some)
