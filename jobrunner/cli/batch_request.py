@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
+from jobrunner.cli.describing import ensure_no_secret
 from jobrunner.cli.spec_file import check_values
-from jobrunner.errors import SpecError
-from jobrunner.redaction import find_secret
 
 _ATTEMPT_TIMEOUT_LEAST_S = 60
 _REQUIRED = {"jobName": "--job-name", "jobQueue": "--job-queue", "jobDefinition": "--job-definition"}
+_ADVICE = "or may describe the Batch job, would see it: let the job definition take it from Secrets Manager (`secrets`)."
 _OTHER_OVERRIDES = ("nodeOverrides", "eksPropertiesOverride", "ecsPropertiesOverride")
 
 
@@ -33,7 +33,7 @@ def merged(spec: dict[str, Any], given: Mapping[str, Any], command: Sequence[str
         ("--tag", given["tags"], "tags"),
     ):
         if pairs:
-            _ensure_no_secret(option, pairs)
+            ensure_no_secret(option, pairs, _ADVICE)
             _table(request, key, option).update(pairs)
     _add_container(request, given["env"], command)
     if given["array_size"] is not None:
@@ -81,7 +81,7 @@ def _add_container(request: dict[str, Any], env: Sequence[tuple[str, str]], comm
         )
     overrides = _table(request, "containerOverrides", option)
     if env:
-        _ensure_no_secret("--env", env)
+        ensure_no_secret("--env", env, _ADVICE)
         given = dict(env)
         variables = [
             item | {"value": given.pop(item["name"])} if item.get("name") in list(given) else item
@@ -91,16 +91,6 @@ def _add_container(request: dict[str, Any], env: Sequence[tuple[str, str]], comm
         overrides["environment"] = variables + added
     if command:
         overrides["command"] = list(command)
-
-
-def _ensure_no_secret(option: str, pairs: Sequence[tuple[str, str]]) -> None:
-    secret = next((name for name, value in pairs if find_secret({name: value})), None)
-    if secret is not None:
-        raise SpecError(
-            f"{option} {secret} holds what looks like a secret, and everybody who reads the database, or may "
-            "describe the Batch job, would see it: let the job definition take it from Secrets Manager "
-            "(`secrets`)."
-        )
 
 
 def _attempt_timeout_s(seconds: float) -> int:

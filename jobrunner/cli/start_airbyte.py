@@ -76,6 +76,7 @@ def airbyte(
     The job outlives this process: Ctrl-C, SIGTERM or a closed terminal release it, and `jobrunner attach`
     takes it over again, on any machine. Durations are such as 90s, 45m or 12h; a bare number is seconds.
     """
+    from jobrunner.cli.describing import ensure_only_attached, show_described
     from jobrunner.cli.foreground import start_monitor_job
     from jobrunner.extras import require
     from jobrunner.models.airbyte_monitor_job import AirbyteMonitorJob
@@ -83,14 +84,16 @@ def airbyte(
     require("httpx", "airbyte", "Airbyte")
     watching: dict[str, Any] = {"exponential_backoff": exponential_backoff}
     if attach is not None:
-        _ensure_nothing_else(ctx, attach)
+        if not attach.strip():
+            raise click.UsageError("--attach needs the id of an Airbyte job.", ctx)
+        ensure_only_attached(ctx, _DESCRIBING)
         job_id = _read_id() if attach == "-" else attach
         make = functools.partial(AirbyteMonitorJob.attach, job_id, min_rows=min_rows, **watching)
         return start_monitor_job(make, options)
     spec = _merged(spec_path, described | {"min_rows": min_rows}, ctx)
     if dry_run:
         job = AirbyteMonitorJob.from_spec(spec, **watching, **options.of_job)
-        return _show(job.spec, as_json=options.as_json)
+        return show_described(job.spec, "Nothing was started.", as_json=options.as_json)
     return start_monitor_job(functools.partial(AirbyteMonitorJob.from_spec, spec, **watching), options)
 
 
@@ -113,20 +116,6 @@ def _merged(spec_path: str | None, given: dict[str, Any], ctx: click.Context) ->
         raise click.UsageError("An Airbyte job needs --connection-id (connectionId in the spec).", ctx)
     check_values(spec, "the spec")  # an argument need not be UTF-8
     return {key: value for key, value in spec.items() if value is not None}
-
-
-def _ensure_nothing_else(ctx: click.Context, job_id: str) -> None:
-    """Refuse whatever describes a new job beside one that is there already."""
-    if not job_id.strip():
-        raise click.UsageError("--attach needs the id of an Airbyte job.", ctx)
-    options = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
-    given = [options[name] for name in _DESCRIBING if ctx.params[name]]
-    if given:
-        raise click.UsageError(
-            f"--attach watches a job that is there already, and {', '.join(given)} would describe a new one: "
-            "leave out the one or the other.",
-            ctx,
-        )
 
 
 def _read_id() -> str:
@@ -158,17 +147,3 @@ def _read_id() -> str:
             raise UsageError(f"Standard input has a {key} without a value: the job has no id in Airbyte yet.")
         value = value[key]
     return str(value)
-
-
-def _show(spec: Any, *, as_json: bool) -> int:
-    import json
-
-    from jobrunner.cli.exits import ExitCode
-    from jobrunner.cli.output import say, say_json, word
-
-    if as_json:
-        say_json(spec)
-    else:
-        say(json.dumps(spec, indent=2, ensure_ascii=False))
-    word("Nothing was started.")
-    return ExitCode.SUCCESS

@@ -66,17 +66,19 @@ def armada(
     attach` takes it over again, on any machine. Durations are such as 90s, 45m or 12h; a bare number is
     seconds.
     """
+    from jobrunner.cli.describing import ensure_only_attached, show_described
     from jobrunner.cli.foreground import start_monitor_job
     from jobrunner.extras import require
     from jobrunner.models.armada_monitor_job import ArmadaMonitorJob
 
     require("armada_client", "armada", "Armada")
     if attach is not None:
-        _ensure_nothing_else(ctx)
+        ensure_only_attached(ctx, _DESCRIBING)
         return start_monitor_job(functools.partial(ArmadaMonitorJob.attach, *_parts(ctx, attach)), options)
     make = functools.partial(ArmadaMonitorJob, **_arguments(ctx, described))
     if dry_run:
-        return _show(make(**options.of_job).spec, as_json=options.as_json)
+        said = "Nothing was submitted. A submission carries a token as its client id, which makes it unique."
+        return show_described(make(**options.of_job).spec, said, as_json=options.as_json)
     return start_monitor_job(make, options)
 
 
@@ -92,8 +94,12 @@ _DESCRIBING = (
 )
 
 
+_ADVICE = "or may see the pod, would see it: let the pod take it from a Kubernetes secret (`secretKeyRef`)."
+
+
 def _arguments(ctx: click.Context, described: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments for the job's class. Raises click's `UsageError` and `SpecError`."""
+    from jobrunner.cli.describing import ensure_no_secret
     from jobrunner.cli.spec_file import read_spec
 
     names = {"--queue": "queue", "--job-set": "job_set", "--pod-spec": "pod_spec_path"}
@@ -101,7 +107,7 @@ def _arguments(ctx: click.Context, described: dict[str, Any]) -> dict[str, Any]:
     if missing:
         raise click.UsageError(f"An Armada job needs {', '.join(missing)}.", ctx)
     for option, pairs in (("--label", described["labels"]), ("--annotation", described["annotations"])):
-        _ensure_no_secret(option, pairs)
+        ensure_no_secret(option, pairs, _ADVICE)
     return {
         "queue": described["queue"],
         "job_set_id": described["job_set"],
@@ -113,18 +119,6 @@ def _arguments(ctx: click.Context, described: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ensure_no_secret(option: str, pairs: Any) -> None:
-    from jobrunner.errors import SpecError
-    from jobrunner.redaction import find_secret
-
-    secret = next((name for name, value in pairs if find_secret({name: value})), None)
-    if secret is not None:
-        raise SpecError(
-            f"{option} {secret} holds what looks like a secret, and everybody who reads the database, or may "
-            "see the pod, would see it: let the pod take it from a Kubernetes secret (`secretKeyRef`)."
-        )
-
-
 def _parts(ctx: click.Context, attach: str) -> list[str]:
     from jobrunner.backends.armada.ids import JobKey
 
@@ -134,29 +128,3 @@ def _parts(ctx: click.Context, attach: str) -> list[str]:
         raise click.UsageError(
             "--attach needs QUEUE/JOB_SET/JOB_ID; a / within one of them is written as %2F.", ctx
         ) from None
-
-
-def _ensure_nothing_else(ctx: click.Context) -> None:
-    """Refuse whatever describes a submission beside a job that is there already."""
-    options = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
-    given = [options[name] for name in _DESCRIBING if ctx.params[name] not in (None, (), False)]
-    if given:
-        raise click.UsageError(
-            f"--attach watches a job that is there already, and {', '.join(given)} would describe a new one: "
-            "leave out the one or the other.",
-            ctx,
-        )
-
-
-def _show(spec: Any, *, as_json: bool) -> int:
-    import json
-
-    from jobrunner.cli.exits import ExitCode
-    from jobrunner.cli.output import say, say_json, word
-
-    if as_json:
-        say_json(spec)
-    else:
-        say(json.dumps(spec, indent=2, ensure_ascii=False))
-    word("Nothing was submitted. A submission carries a token as its client id, which makes it unique.")
-    return ExitCode.SUCCESS

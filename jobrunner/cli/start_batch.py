@@ -108,20 +108,25 @@ def batch(
     terminal release it, and `jobrunner attach` takes it over again, on any machine. Durations are such
     as 90s, 45m or 12h; a bare number is seconds.
     """
+    from jobrunner.cli.describing import ensure_only_attached, show_described
     from jobrunner.cli.foreground import start_monitor_job
     from jobrunner.extras import require
     from jobrunner.models import BatchMonitorJob
 
     require("boto3", "aws", "AWS Batch")
     if attach is not None:
-        _ensure_nothing_else(ctx, attach)
+        if not attach.strip():
+            raise click.UsageError("--attach needs the id of a Batch job.", ctx)
+        ensure_only_attached(ctx, _DESCRIBING, ["CMD"] if command else [])
         return start_monitor_job(functools.partial(BatchMonitorJob.attach, attach), options)
     from jobrunner.cli.batch_request import merged
     from jobrunner.cli.spec_file import read_spec
 
     request = merged({} if spec_path is None else read_spec(spec_path), described, command)
     if dry_run:
-        return _show(BatchMonitorJob.from_request(request, **options.of_job).spec, as_json=options.as_json)
+        spec = BatchMonitorJob.from_request(request, **options.of_job).spec
+        said = "Nothing was submitted. A submission appends a token to jobName, and carries it as a tag too."
+        return show_described(spec, said, as_json=options.as_json)
     return start_monitor_job(functools.partial(BatchMonitorJob.from_request, request), options)
 
 
@@ -129,33 +134,3 @@ _DESCRIBING = (
     *("job_name", "job_queue", "job_definition", "parameters", "env", "array_size", "attempts"),
     *("attempt_timeout", "depends_on", "tags", "share_identifier", "spec_path", "dry_run"),
 )
-
-
-def _ensure_nothing_else(ctx: click.Context, job_id: str) -> None:
-    """Refuse whatever describes a submission beside a job that is there already."""
-    if not job_id.strip():
-        raise click.UsageError("--attach needs the id of a Batch job.", ctx)
-    options = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
-    given = [options[name] for name in _DESCRIBING if ctx.params[name]]
-    if ctx.params["command"]:
-        given.append("CMD")
-    if given:
-        raise click.UsageError(
-            f"--attach watches a job that is there already, and {', '.join(given)} would describe a new one: "
-            "leave out the one or the other.",
-            ctx,
-        )
-
-
-def _show(spec: Any, *, as_json: bool) -> int:
-    import json
-
-    from jobrunner.cli.exits import ExitCode
-    from jobrunner.cli.output import say, say_json, word
-
-    if as_json:
-        say_json(spec)
-    else:
-        say(json.dumps(spec, indent=2, ensure_ascii=False))
-    word("Nothing was submitted. A submission appends a token to jobName, and carries it as a tag too.")
-    return ExitCode.SUCCESS

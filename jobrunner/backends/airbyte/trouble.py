@@ -1,7 +1,6 @@
 """What went wrong in a call to Airbyte: what kind of trouble it is, in one sentence, without a secret."""
 
 import json
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobrunner.backends.base import RemoteError
+from jobrunner.backends.tls import is_of_the_certificate
 from jobrunner.clock import utcnow
 from jobrunner.errors import BackendError, NotSent, SubmitRejected, Throttled
 from jobrunner.redaction import mask_url
@@ -142,7 +142,7 @@ def of_transport(call: Call, error: Exception) -> AirbyteError:
     import httpx
 
     told = _masked(_one_line(error), call)
-    if _is_of_the_certificate(error):
+    if is_of_the_certificate(error):
         return AirbyteError(f"{call.place} was not trusted for {call.name}: {told}", Kind.NETWORK)
     before_sending = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
     if isinstance(error, before_sending):
@@ -220,15 +220,6 @@ def _masked(words: str, call: Call) -> str:
 
 def _one_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
-def _is_of_the_certificate(error: BaseException) -> bool:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return "CERTIFICATE_VERIFY_FAILED" in str(error) or "WRONG_VERSION_NUMBER" in str(error)
 
 
 def _retry_after_s(text: str | None) -> float | None:

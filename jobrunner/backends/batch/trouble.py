@@ -1,10 +1,10 @@
 """What went wrong in a call to AWS: what kind of trouble it is, in one sentence, without a secret."""
 
-import ssl
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from jobrunner.backends.tls import is_of_the_certificate
 from jobrunner.errors import BackendError
 from jobrunner.redaction import mask_url
 
@@ -177,7 +177,7 @@ def _of_the_way(error: Exception, call: Call) -> AwsError:
                 Kind.REGION,
             )
         return AwsError(f"{call.place} cannot be reached for {call.operation} ({told})", Kind.NETWORK)
-    if isinstance(error, aws.SSLError) and _is_of_the_certificate(error):
+    if isinstance(error, aws.SSLError) and is_of_the_certificate(error):
         return AwsError(f"{call.place} was not trusted for {call.operation}: {told}", Kind.NETWORK)
     return AwsError(f"{call.operation} got no clear answer from {call.place}: {told}", Kind.UNCLEAR)
 
@@ -269,17 +269,6 @@ def _known_regions() -> frozenset[str]:
         for partition in session.get_available_partitions()
         for region in session.get_available_regions("batch", partition)
     )
-
-
-def _is_of_the_certificate(error: BaseException) -> bool:
-    """Whether TLS failed before anything could be sent."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    text = str(error)
-    return "CERTIFICATE_VERIFY_FAILED" in text or "WRONG_VERSION_NUMBER" in text
 
 
 def _one_line(error: BaseException) -> str:
