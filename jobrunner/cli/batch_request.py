@@ -11,7 +11,10 @@ from jobrunner.cli.spec_file import check_values
 
 _ATTEMPT_TIMEOUT_LEAST_S = 60
 _REQUIRED = {"jobName": "--job-name", "jobQueue": "--job-queue", "jobDefinition": "--job-definition"}
-_ADVICE = "or may describe the Batch job, would see it: let the job definition take it from Secrets Manager (`secrets`)."
+_ADVICE = (
+    "or may describe the Batch job, would see it: "
+    "let the job definition take it from Secrets Manager (`secrets`)."
+)
 _OTHER_OVERRIDES = ("nodeOverrides", "eksPropertiesOverride", "ecsPropertiesOverride")
 
 

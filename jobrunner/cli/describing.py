@@ -36,9 +36,8 @@ def ensure_no_secret(option: str, pairs: Iterable[tuple[str, str]], advice: str)
     """
     secret = next((name for name, value in pairs if find_secret({name: value})), None)
     if secret is not None:
-        raise SpecError(
-            f"{option} {secret} holds what looks like a secret, and everybody who reads the database, {advice}"
-        )
+        reason = "holds what looks like a secret, and everybody who reads the database"
+        raise SpecError(f"{option} {secret} {reason}, {advice}")
 
 
 def show_described(spec: Any, said: str, *, as_json: bool) -> int:
