@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Connection
 
-from jobrunner import queries
+from jobrunner import queries, statements
 from jobrunner.database import Database, get_database
 from jobrunner.models import BaseJob
 from jobrunner.settings import configure
@@ -35,6 +35,7 @@ QUESTIONS: dict[str, Ask] = {
     "children": lambda conn: queries.children(conn, 7),
     "events": lambda conn: queries.events(conn, 7),
     "any live": queries.any_live,
+    "flagged": lambda conn: statements.flagged(conn, "a runner"),
 }
 
 
@@ -124,6 +125,11 @@ def test_with_many_rows_each_question_goes_by_an_index(many_rows: Database, name
 def test_a_rare_type_is_not_looked_for_among_all_rows(many_rows: Database) -> None:
     for plan in plans_of(many_rows, QUESTIONS["most recent of several types"]):
         assert "ix_job_end_date" not in plan, plan
+
+
+def test_what_a_runner_has_to_kill_is_not_looked_for_among_all_that_it_runs(many_rows: Database) -> None:
+    (plan,) = plans_of(many_rows, QUESTIONS["flagged"])
+    assert "ix_job_runner_id" in plan, plan
 
 
 def test_a_window_of_the_newest_rows_is_bounded(many_rows: Database) -> None:

@@ -30,6 +30,7 @@ FILLFACTOR = 50
 """Percent of a page that inserts fill on PostgreSQL: the rest lets a beat stay on its page (HOT)."""
 
 _SUBMITTED = "submit_started_at IS NOT NULL AND external_id IS NOT NULL AND state IN ('queued', 'running')"
+_FLAGGED = "kill_requested_at IS NOT NULL"
 
 _Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -66,6 +67,8 @@ class BaseJob(Base):
             postgresql_where=text(_SUBMITTED),
             sqlite_where=text(_SUBMITTED),
         ),
+        # Who asks which of its jobs are to be killed, asks often: on SQLite after each commit of anybody.
+        Index(None, "runner_id", postgresql_where=text(_FLAGGED), sqlite_where=text(_FLAGGED)),
         CheckConstraint("heartrate > 0", name="heartrate"),
         CheckConstraint(
             "state IN ('queued', 'running', 'success', 'failed', 'killed', 'lost')", name="state"
