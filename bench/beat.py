@@ -14,6 +14,7 @@ from bench.report import Row
 from bench.timing import median, ms, side_by_side
 from jobrunner import statements
 from jobrunner.database import Database
+from jobrunner.statements import beating
 
 JOBS = 10_000
 _LOCKED = 17  # the job whose row somebody else holds
@@ -74,7 +75,7 @@ def _bare(database: Database) -> psycopg.Connection[Any] | sqlite3.Connection:
 
 def _bare_beat(database: Database, driver: Any, *, with_time: bool) -> Callable[[list[int]], list[Any]]:
     """Return what sends the very text of our statement, with the same parameters, prepared alike."""
-    compiled = statements._beat(database.engine.dialect.name, with_time).compile(
+    compiled = beating.beat_statement(database.engine.dialect.name, with_time).compile(
         dialect=database.engine.dialect
     )
     assert isinstance(compiled, SQLCompiler)

@@ -1,0 +1,63 @@
+"""Every statement that writes a job's row, exactly as PROTOCOL has it, for both databases.
+
+Core statements on the table, never ORM entities: an unknown job_type must not raise, a subclass
+filter must not creep in, and memory must never be merged over what others wrote. Every write for an
+owner carries his whole claim, (runner_id, claims), and its row count is looked at.
+"""
+
+from jobrunner.statements.beating import Beaten, beat, flagged, look
+from jobrunner.statements.claiming import adopt, claim_queued, lose, store
+from jobrunner.statements.ending import end, release
+from jobrunner.statements.killing import begin_cancel, request_kill
+from jobrunner.statements.observing import Sight, observe_many
+from jobrunner.statements.pruning import prune
+from jobrunner.statements.submitting import (
+    begin_submit,
+    held,
+    record_submitted,
+    renew_token,
+    resubmit,
+    say_unsubmitted,
+)
+from jobrunner.statements.table import (
+    Claim,
+    Owner,
+    Sighting,
+    get,
+    get_or_none,
+    new_owner,
+    now,
+    tables,
+)
+
+__all__ = [
+    "Beaten",
+    "Claim",
+    "Owner",
+    "Sight",
+    "Sighting",
+    "adopt",
+    "beat",
+    "begin_cancel",
+    "begin_submit",
+    "claim_queued",
+    "end",
+    "flagged",
+    "get",
+    "get_or_none",
+    "held",
+    "look",
+    "lose",
+    "new_owner",
+    "now",
+    "observe_many",
+    "prune",
+    "record_submitted",
+    "release",
+    "renew_token",
+    "request_kill",
+    "resubmit",
+    "say_unsubmitted",
+    "store",
+    "tables",
+]
