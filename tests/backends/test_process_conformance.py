@@ -1,7 +1,7 @@
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -52,4 +52,5 @@ class TestProcessBackendConforms(BackendConformance):
         sessions = {start.wrapper[0] for start in starts if start is not None and start.by == "wrapper"}
         for stat in process_table().values():
             if stat.session in sessions:
-                os.kill(stat.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended since the table was read
+                    os.kill(stat.pid, signal.SIGKILL)
