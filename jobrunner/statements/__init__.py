@@ -6,8 +6,8 @@ owner carries his whole claim, (runner_id, claims), and its row count is looked 
 """
 
 from jobrunner.statements.beating import Beaten, beat, flagged, look
-from jobrunner.statements.claiming import adopt, claim_queued, lose, store
-from jobrunner.statements.ending import end, release
+from jobrunner.statements.claiming import adopt, adopt_many, claim_many, claim_queued, lose, lose_many, store
+from jobrunner.statements.ending import end, release, release_many
 from jobrunner.statements.killing import begin_cancel, request_kill
 from jobrunner.statements.observing import Sight, observe_many
 from jobrunner.statements.pruning import prune
@@ -24,6 +24,7 @@ from jobrunner.statements.table import (
     Owner,
     Sighting,
     get,
+    get_many,
     get_or_none,
     new_owner,
     now,
@@ -37,23 +38,28 @@ __all__ = [
     "Sight",
     "Sighting",
     "adopt",
+    "adopt_many",
     "beat",
     "begin_cancel",
     "begin_submit",
+    "claim_many",
     "claim_queued",
     "end",
     "flagged",
     "get",
+    "get_many",
     "get_or_none",
     "held",
     "look",
     "lose",
+    "lose_many",
     "new_owner",
     "now",
     "observe_many",
     "prune",
     "record_submitted",
     "release",
+    "release_many",
     "renew_token",
     "request_kill",
     "resubmit",

@@ -1,27 +1,38 @@
 """Storing and claiming, adopting, losing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     Connection,
+    DateTime,
     RowMapping,
+    Update,
+    and_,
+    false,
     func,
     insert,
     literal,
+    or_,
+    select,
     update,
 )
 
 from jobrunner.sqltypes import db_now, same_moment
+from jobrunner.statements.given import json_of
 from jobrunner.statements.table import (
     Claim,
     Owner,
     Sighting,
     actor_of,
     get,
+    get_many,
     is_bound_to,
+    of_given,
     tables,
     with_event,
+    with_events,
 )
 from jobrunner.states import JobState
 
@@ -35,7 +46,7 @@ def store(conn: Connection, values: Mapping[str, Any], owner: Owner | None, acto
     state = JobState.QUEUED if owner is None else JobState.RUNNING
     row = {"created_at": db_now(), "latest_heartbeat": db_now()} | dict(values) | {"state": state}
     if owner is not None:
-        row |= owned_by(owner) | {"claims": 1, "start_date": db_now()}
+        row |= _owned_by(owner) | {"claims": 1, "start_date": db_now()}
     job_id = with_event(conn, insert(job).values(row), None, state, actor, "stored")
     assert job_id is not None  # an INSERT that did nothing raises
     return get(conn, job_id)
@@ -74,6 +85,103 @@ def lose(conn: Connection, seen: Sighting, actor: str, message: str) -> bool:
     return with_event(conn, statement.values(values), *event) is not None
 
 
+def claim_many(
+    conn: Connection,
+    owner: Owner,
+    served: Collection[tuple[str, str | None]],
+    most: int,
+    host_ids: Collection[str] = (),
+) -> list[RowMapping]:
+    """Claim at most `most` queued jobs of the types and connections `served`, oldest first.
+
+    Returns their rows. `host_ids`: other hosts that this one can serve, beside its own. Rows that others
+    are about to claim are passed over, on PostgreSQL, so that several who claim share what there is.
+    """
+    job, _ = tables()
+    guard = and_(job.c.state == JobState.QUEUED, is_bound_to(owner.host_id, *host_ids), _is_of(served))
+    some = select(job.c.id).where(guard).order_by(job.c.id).limit(most)
+    if conn.dialect.name == "postgresql":
+        some = some.with_for_update(key_share=True, skip_locked=True)
+        mine = some.cte("mine").prefix_with("MATERIALIZED")
+        statement = update(job).where(job.c.id == mine.c.id, guard)
+    else:
+        statement = update(job).where(job.c.id.in_(some), guard)
+    return _claimed(conn, statement, owner, JobState.QUEUED, "claimed")
+
+
+def adopt_many(
+    conn: Connection, seen: Sequence[Sighting], owner: Owner, host_ids: Collection[str] = ()
+) -> list[RowMapping]:
+    """Take over those of these jobs that still stand as they were sighted, and return their rows.
+
+    As `adopt`, in one statement. A row that somebody holds locked is left for the next time.
+    """
+    if not seen:
+        return []
+    job, _ = tables()
+    statement = _of_sighted(conn.dialect.name).where(job.c.adoptable, is_bound_to(owner.host_id, *host_ids))
+    why = "adopted from a silent runner"
+    return _claimed(conn, statement, owner, JobState.RUNNING, why, rows=_sightings(seen))
+
+
+def lose_many(conn: Connection, seen: Mapping[Sighting, str], actor: str) -> list[int]:
+    """End as `lost` those that still stand as they were sighted, each with its message; return their ids.
+
+    As `lose`, in one statement.
+    """
+    if not seen:
+        return []
+    statement = _of_sighted(conn.dialect.name, with_message=True)
+    statement = statement.values(state=JobState.LOST, end_date=db_now())
+    rows = _sightings(seen, seen.values())
+    return with_events(conn, statement, JobState.RUNNING, JobState.LOST, actor, None, rows=rows)
+
+
+def _is_of(served: Collection[tuple[str, str | None]]) -> Any:
+    job, _ = tables()
+    return or_(
+        false(),
+        *(
+            and_(job.c.job_type == job_type, job.c.connection.is_not_distinct_from(connection))
+            for job_type, connection in served
+        ),
+    )
+
+
+def _sightings(seen: Iterable[Sighting], messages: Iterable[str] | None = None) -> str:
+    each = [[one.job_id, one.runner_id, one.claims, one.latest_heartbeat.isoformat(" ")] for one in seen]
+    said = [""] * len(each) if messages is None else list(messages)
+    return json_of([[*row, message] for row, message in zip(each, said, strict=True)])
+
+
+@cache
+def _of_sighted(dialect: str, *, with_message: bool = False) -> Update:
+    """Return an update of the jobs in the parameter `rows`, as far as they stand as they were sighted."""
+    job, _ = tables()
+    statement, said = of_given(
+        dialect,
+        ("job_id", "runner_id", "claims", "latest_heartbeat", "message"),
+        {"latest_heartbeat": DateTime(timezone=True)},
+        lambda said: [
+            job.c.runner_id.is_not_distinct_from(said["runner_id"]),
+            same_moment(job.c.latest_heartbeat, said["latest_heartbeat"]),
+        ],
+        ("message",),
+    )
+    return statement.values(message=said["message"]) if with_message else statement
+
+
+def _claimed(
+    conn: Connection, statement: Update, owner: Owner, before: JobState, why: str, **parameters: Any
+) -> list[RowMapping]:
+    """Let an update claim, and return the rows of what it claimed."""
+    claims = statement.values(_claiming(owner))
+    event = (before, JobState.RUNNING, actor_of(owner.runner_id), why)
+    ids = with_events(conn, claims, *event, **parameters)
+    # Somebody may have claimed one again since.
+    return [row for row in get_many(conn, ids) if row["runner_id"] == owner.runner_id] if ids else []
+
+
 def _stands_as(seen: Sighting) -> list[Any]:
     job, _ = tables()
     return [
@@ -89,17 +197,7 @@ def _claim(
     conn: Connection, job_id: int, owner: Owner, before: JobState, guard: Iterable[Any], why: str
 ) -> Claim | None:
     job, _ = tables()
-    statement = (
-        update(job)
-        .where(job.c.id == job_id, *guard)
-        .values(
-            state=JobState.RUNNING,
-            claims=job.c.claims + 1,
-            latest_heartbeat=db_now(),
-            start_date=func.coalesce(job.c.start_date, db_now()),
-            **owned_by(owner),
-        )
-    )
+    statement = update(job).where(job.c.id == job_id, *guard).values(_claiming(owner))
     if with_event(conn, statement, before, JobState.RUNNING, actor_of(owner.runner_id), why) is None:
         return None
     row = get(conn, job_id)
@@ -107,7 +205,18 @@ def _claim(
     return Claim(job_id, owner.runner_id, row["claims"]) if row["runner_id"] == owner.runner_id else None
 
 
-def owned_by(owner: Owner) -> dict[str, Any]:
+def _claiming(owner: Owner) -> dict[str, Any]:
+    job, _ = tables()
+    return {
+        "state": JobState.RUNNING,
+        "claims": job.c.claims + 1,
+        "latest_heartbeat": db_now(),
+        "start_date": func.coalesce(job.c.start_date, db_now()),
+        **_owned_by(owner),
+    }
+
+
+def _owned_by(owner: Owner) -> dict[str, Any]:
     return {
         "runner_id": owner.runner_id,
         "executor_class": owner.executor_class,

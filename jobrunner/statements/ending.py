@@ -1,22 +1,21 @@
 """The transitions of an owner: an end, a release."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    null,
-    update,
-)
+from sqlalchemy import Connection, Update, bindparam, null, update
 
 from jobrunner.sqltypes import db_now
+from jobrunner.statements.given import json_of, plain
 from jobrunner.statements.table import (
     Claim,
     actor_of,
     fence,
-    plain,
+    of_given,
     tables,
     with_event,
+    with_events,
 )
 from jobrunner.states import JobState, is_allowed
 
@@ -48,6 +47,30 @@ def end(
 def release(conn: Connection, claim: Claim, reason: str) -> bool:
     """Give a job back: queued again, owned by nobody; False when the claim no longer stands."""
     return _transition(conn, claim, JobState.QUEUED, reason, [], {"runner_id": null(), "message": reason})
+
+
+def release_many(conn: Connection, runner_id: str, claims: Sequence[Claim], reason: str) -> list[int]:
+    """Give jobs of this runner back, in one statement, and return the ids of those that were still his.
+
+    A row that somebody holds locked is not among them: `release` waits for it.
+    """
+    if not claims:
+        return []
+    rows = json_of([[claim.job_id, claim.claims] for claim in claims])
+    statement = _claimed_rows(conn.dialect.name)
+    values = {"state": JobState.QUEUED, "runner_id": null(), "message": reason}
+    event = (JobState.RUNNING, JobState.QUEUED, actor_of(runner_id), reason)
+    return with_events(conn, statement.values(values), *event, rows=rows, me=runner_id)
+
+
+@cache
+def _claimed_rows(dialect: str) -> Update:
+    """Return an update of the jobs in the parameter `rows` that are the runner's, under these claims."""
+    job, _ = tables()
+    statement, _ = of_given(
+        dialect, ("job_id", "claims"), {}, lambda _said: [job.c.runner_id == bindparam("me")]
+    )
+    return statement
 
 
 def _transition(

@@ -15,13 +15,13 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from jobrunner.sqltypes import db_now
+from jobrunner.statements.given import plain
 from jobrunner.statements.table import (
     LIVE,
     Claim,
     actor_of,
     is_one,
     owned,
-    plain,
     tables,
     with_event,
 )

@@ -1,27 +1,29 @@
 """What all statements stand on: the tables, an owner, a claim, the fence, and a change with its event."""
 
 import datetime as dt
-import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Connection,
+    Integer,
     RowMapping,
     Select,
     Table,
     Text,
     Update,
+    and_,
     any_,
     bindparam,
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     update,
@@ -32,6 +34,7 @@ from jobrunner import identity, registry
 from jobrunner.database import Base
 from jobrunner.errors import JobNotFound
 from jobrunner.sqltypes import db_now
+from jobrunner.statements.given import given_rows
 from jobrunner.states import JobState
 
 LIVE = (JobState.QUEUED, JobState.RUNNING)
@@ -111,6 +114,17 @@ def _by_id() -> Select[Any]:
     return select(job).where(job.c.id == bindparam("id"))
 
 
+def get_many(conn: Connection, ids: Sequence[int]) -> list[RowMapping]:
+    """Return the whole rows of those of these jobs that there are, in the order of their ids."""
+    return list(conn.execute(_by_ids(conn.dialect.name), {"ids": id_list(conn, ids)}).mappings())
+
+
+@cache
+def _by_ids(dialect: str) -> Select[Any]:
+    job, _ = tables()
+    return select(job).where(in_ids(dialect)).order_by(job.c.id)
+
+
 def now(conn: Connection) -> dt.datetime:
     """Return the database's time."""
     return conn.execute(select(db_now())).scalar_one()
@@ -129,6 +143,43 @@ def in_ids(dialect: str) -> Any:
 def id_list(conn: Connection, ids: Sequence[int]) -> str:
     listed = ",".join(map(str, ids))
     return f"{{{listed}}}" if conn.dialect.name == "postgresql" else f"[{listed}]"
+
+
+def of_given(
+    dialect: str,
+    names: Sequence[str],
+    kinds: Mapping[str, Any],
+    guard: Callable[[Mapping[str, Any]], Iterable[Any]],
+    carried: Iterable[str] = (),
+) -> tuple[Update, Mapping[str, Any]]:
+    """Return an update of running jobs by the rows of the parameter `rows`, and what they carry by name.
+
+    `names`, `kinds`: as for `given_rows`; `job_id` and `claims` are among them, and have to fit. `guard`
+    returns what else has to.
+    """
+    job, _ = tables()
+    each, said = given_rows(dialect, names, {**kinds, "job_id": BigInteger(), "claims": Integer()})
+    # Not by an index on the state: SQLite would go through all running jobs for each of the rows.
+    state = job.c.state if dialect == "postgresql" else job.c.state.op("||")(literal_column("''"))
+    fits = and_(
+        job.c.id == said["job_id"],
+        state == JobState.RUNNING,
+        job.c.claims == said["claims"],
+        *guard(said),
+    )
+    if dialect != "postgresql":
+        return update(job).where(fits), said
+    # Ordered and SKIP LOCKED, as the beat is, and for the same reasons.
+    mine = (
+        select(job.c.id, *(said[name].label(f"said_{name}") for name in carried))
+        .select_from(job, each)
+        .where(fits)
+        .order_by(job.c.id)
+        .with_for_update(key_share=True, skip_locked=True, of=job)
+        .cte("mine")
+        .prefix_with("MATERIALIZED")
+    )
+    return update(job).where(job.c.id == mine.c.id), {name: mine.c[f"said_{name}"] for name in carried}
 
 
 def is_bound_to(*hosts: str | None) -> Any:
@@ -158,41 +209,46 @@ def is_one(conn: Connection, statement: Update) -> bool:
 def with_event(
     conn: Connection, statement: Any, before: JobState | None, after: JobState, actor: str, reason: str
 ) -> int | None:
-    """Run a change of a job together with its event, and return the job's id; None: no row changed."""
+    """Run a change of one job together with its event, and return the job's id; None: no row changed."""
+    return next(iter(with_events(conn, statement, before, after, actor, reason)), None)
+
+
+def with_events(
+    conn: Connection,
+    statement: Any,
+    before: JobState | None,
+    after: JobState,
+    actor: str,
+    reason: str | None,
+    **parameters: Any,
+) -> list[int]:
+    """Run a change of jobs together with an event for each, and return the ids of those that changed.
+
+    `reason`: of all of them; None: what each one's message says now. `parameters`: the statement's own.
+    """
     job, job_event = tables()
     columns = ["job_id", "at", "from_state", "to_state", "actor", "reason"]
-    changed = statement.returning(job.c.id)
+    changed = statement.returning(job.c.id, job.c.message)
     if conn.dialect.name == "postgresql":
         # One statement: a process paused between two would hold a row lock that stops sweeps and kills.
-        source = changed.cte("changed")
-        facts = _event_facts(source.c.id, before, after, actor, reason)
+        facts = _event_facts(changed.cte("changed").c, before, after, actor, reason)
         appended = insert(job_event).from_select(columns, select(*facts)).returning(job_event.c.job_id)
-        return cast("int | None", conn.execute(appended).scalar())
-    job_id = cast("int | None", conn.execute(changed).scalar())
-    if job_id is not None:
-        facts = _event_facts(literal(job_id), before, after, actor, reason)
-        conn.execute(insert(job_event).from_select(columns, select(*facts)))
-    return job_id
+        return list(conn.execute(appended, parameters).scalars())
+    ids = list(conn.execute(changed, parameters).scalars())
+    if ids:
+        told = select(*_event_facts(job.c, before, after, actor, reason)).where(in_ids(conn.dialect.name))
+        conn.execute(insert(job_event).from_select(columns, told), {"ids": id_list(conn, ids)})
+    return ids
 
 
-def _event_facts(job_id: Any, before: JobState | None, after: JobState, actor: str, reason: str) -> list[Any]:
+def _event_facts(
+    changed: Any, before: JobState | None, after: JobState, actor: str, reason: str | None
+) -> list[Any]:
     _, job_event = tables()
     state = job_event.c.from_state.type
-    return [job_id, db_now(), literal(before, state), literal(after, state), literal(actor), literal(reason)]
+    why = changed.message if reason is None else literal(reason)
+    return [changed.id, db_now(), literal(before, state), literal(after, state), literal(actor), why]
 
 
 def actor_of(runner_id: str) -> str:
     return f"runner {runner_id}"
-
-
-def plain(value: Any) -> Any:
-    """Return a value as both databases can hold it: a text is one, and all else has a form in JSON."""
-    if isinstance(value, str):
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
-    if isinstance(value, Mapping):
-        return {plain(str(key)): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return plain(str(value))
