@@ -26,8 +26,10 @@ help:  ## this list
 demo: $(READY)  ## start a few jobs, kill one, see what there is: ten seconds
 	@$(BIN)/python -m jobrunner.demo
 
-example: $(READY)  ## AWS Batch from end to end, on moto in place of AWS: fifteen seconds
+example: $(READY)  ## AWS Batch, Armada and Airbyte from end to end, without any of them: forty seconds
 	@$(BIN)/python examples/aws_batch.py
+	@$(BIN)/python examples/armada.py
+	@$(BIN)/python examples/airbyte.py
 
 test: $(READY)  ## all tests, in random order, in as many processes as WORKERS says
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal

@@ -43,7 +43,7 @@ def _is_done(job: "MonitorJob", answer: Observation | Gone | RemoteError) -> boo
 
 async def _look(job: "MonitorJob") -> Observation | Gone | RemoteError:
     _, connection = get_settings().connection(job.connection, job.backend_kind)
-    backend = type(job).make_backend(connection)
+    backend = job.backend_behind(connection)
     external_id = job.external_id or ""
     try:
         async with asyncio.timeout(patience_of(backend).call_s):

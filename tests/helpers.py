@@ -1,5 +1,6 @@
 """What several test modules need."""
 
+import os
 import sqlite3
 import threading
 import time
@@ -14,6 +15,9 @@ from jobrunner import statements
 from jobrunner.database import Database
 from jobrunner.models import BaseJob
 from jobrunner.statements import Claim, Owner, new_owner
+
+IS_LONG = bool(os.environ.get("JOBRUNNER_TEST_LONG"))
+"""Whether long proofs are to be run in their long form."""
 
 
 def plain_connection(url: str) -> Any:

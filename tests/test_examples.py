@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "examples").exists(), reason="not in a checkout")
 
 
-def _run(name: str, tmp_path: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+def run_example(name: str, tmp_path: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     (tmp_path / "home").mkdir()
     (tmp_path / "tmp").mkdir()
     environment = {
@@ -47,7 +47,7 @@ def _run(name: str, tmp_path: Path, **variables: str) -> "subprocess.CompletedPr
 
 def test_the_example_of_aws_batch_runs_from_end_to_end(tmp_path: Path) -> None:
     # Whatever AWS and jobrunner of one's own are set up, the example reaches neither.
-    done = _run(
+    done = run_example(
         "aws_batch.py",
         tmp_path,
         AWS_PROFILE="nobodys",
@@ -80,7 +80,7 @@ def test_without_moto_the_example_says_how_to_install_it(tmp_path: Path) -> None
     shadow = tmp_path / "shadow"
     shadow.mkdir()
     (shadow / "moto.py").write_text("raise ImportError('no moto here')\n")
-    done = _run("aws_batch.py", tmp_path, PYTHONPATH=str(shadow))
+    done = run_example("aws_batch.py", tmp_path, PYTHONPATH=str(shadow))
     assert done.returncode == 1
     assert done.stderr == ("This example needs moto (no moto here): pip install 'moto[batch,logs,server]'\n")
 

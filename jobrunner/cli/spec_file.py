@@ -17,11 +17,12 @@ _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]')
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_spec(path: str) -> dict[str, Any]:
+def read_spec(path: str, *, extra: str = "aws") -> dict[str, Any]:
     """Return the mapping in the file; `-` is standard input.
 
-    What is not JSON is read as YAML, but in a file named `.json`. References such as `${env:NAME}` stay
-    as they are. Raises `SpecError`, and `UsageError` where YAML cannot be read here.
+    What is not JSON is read as YAML, but in a file named `.json`; `extra` installs what reads it.
+    References such as `${env:NAME}` stay as they are. Raises `SpecError`, and `UsageError` where YAML cannot
+    be read here.
     """
     shown = "standard input" if path == "-" else path
     text = _text(path, shown)
@@ -29,9 +30,9 @@ def read_spec(path: str) -> dict[str, Any]:
         raise SpecError(f"{shown} is empty: write the spec into it, as YAML or JSON.")
     value = _json(text, shown, must_be=path.endswith(".json"))
     if value is None:
-        from jobrunner.cli.spec_yaml import load
+        from jobrunner.spec_yaml import load
 
-        value = load(text, shown, deepest=_DEEPEST)
+        value = load(text, shown, deepest=_DEEPEST, extra=extra)
     if not isinstance(value, dict):
         kind = {list: "a list", type(None): "nothing"}.get(type(value), "a single value")
         raise SpecError(f"{shown} holds {kind}, and a spec is a mapping of keys to values.")

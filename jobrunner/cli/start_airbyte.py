@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from jobrunner.cli.options import JobOptions, job_options
+from jobrunner.cli.options import Duration, JobOptions, job_options
 
 _EPILOG = """\b
 Examples:
@@ -44,6 +44,18 @@ Examples:
     help="Look less and less often the longer it takes, at least every 10 minutes.",
 )
 @click.option(
+    "--max-retry-delay",
+    type=Duration(),
+    help="The longest time between two looks with --exponential-backoff.",
+)
+@click.option(
+    "--api-version",
+    metavar="VERSION",
+    default="v1",
+    show_default=True,
+    help="The version of the API, which must be the one at the end of the connection's url.",
+)
+@click.option(
     "--spec",
     "spec_path",
     metavar="FILE",
@@ -68,13 +80,16 @@ def airbyte(
     dry_run: bool,
     min_rows: int | None,
     exponential_backoff: bool,
+    max_retry_delay: float | None,
+    api_version: str,
     options: JobOptions,
     **described: Any,
 ) -> int:
     """Start a job in Airbyte, exactly once, and watch it to its end.
 
     The job outlives this process: Ctrl-C, SIGTERM or a closed terminal release it, and `jobrunner attach`
-    takes it over again, on any machine. Durations are such as 90s, 45m or 12h; a bare number is seconds.
+    takes it over again, on any machine. With --detach the timeout is 7 days, unless one is given. Durations
+    are such as 90s, 45m or 12h; a bare number is seconds.
     """
     from jobrunner.cli.describing import ensure_only_attached, show_described
     from jobrunner.cli.foreground import start_monitor_job
@@ -82,7 +97,13 @@ def airbyte(
     from jobrunner.models.airbyte_monitor_job import AirbyteMonitorJob
 
     require("httpx", "airbyte", "Airbyte")
-    watching: dict[str, Any] = {"exponential_backoff": exponential_backoff}
+    if options.detach:
+        options.of_job.setdefault("timeout", _DETACHED_TIMEOUT_S)
+    watching: dict[str, Any] = {
+        "exponential_backoff": exponential_backoff,
+        "max_retry_delay": max_retry_delay,
+        "api_version": api_version,
+    }
     if attach is not None:
         if not attach.strip():
             raise click.UsageError("--attach needs the id of an Airbyte job.", ctx)
@@ -103,6 +124,8 @@ _KEYS = {
     "on_conflict": "onConflict",
     "min_rows": "minRows",
 }
+_LARGEST = 1024 * 1024
+_DETACHED_TIMEOUT_S = 7 * 24 * 3600.0  # as a deferred sensor's: nobody is there who would miss the end
 _DESCRIBING = ("connection_id", "job_type", "on_conflict", "spec_path", "dry_run")
 
 
@@ -110,7 +133,7 @@ def _merged(spec_path: str | None, given: dict[str, Any], ctx: click.Context) ->
     """Return the spec in the file with the options over it."""
     from jobrunner.cli.spec_file import check_values, read_spec
 
-    spec = {} if spec_path is None else read_spec(spec_path)
+    spec = {} if spec_path is None else read_spec(spec_path, extra="airbyte")
     spec |= {_KEYS[name]: value for name, value in given.items() if value is not None}
     if spec.get("connectionId") in (None, ""):
         raise click.UsageError("An Airbyte job needs --connection-id (connectionId in the spec).", ctx)
@@ -120,30 +143,42 @@ def _merged(spec_path: str | None, given: dict[str, Any], ctx: click.Context) ->
 
 def _read_id() -> str:
     """Return the id of an Airbyte job from standard input: bare, or in the last line of JSON."""
-    import json
     import sys
 
     from jobrunner.errors import UsageError
 
-    text = sys.stdin.read(1024 * 1024).strip() if sys.stdin is not None else ""
+    data = sys.stdin.buffer.read(_LARGEST + 1) if sys.stdin is not None else b""
+    if len(data) > _LARGEST:
+        raise UsageError("Standard input is larger than 1 MiB: --attach - reads the id of one Airbyte job.")
+    text = data.decode("utf-8-sig", "replace").strip()
     if not text:
         raise UsageError("Standard input is empty: --attach - reads the id of an Airbyte job from it.")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        last = text.splitlines()[-1].strip()
-        try:
-            value = json.loads(last)
-        except ValueError:
-            value = last
+    last = text.splitlines()[-1].strip()
+    value = next((found for each in (text, last) if (found := _json(each)) is not None), last)
     if isinstance(value, dict):
-        # Our own row has an `id`, too, which is not Airbyte's.
-        key = next((key for key in ("jobId", "job_id", "external_id", "id") if key in value), None)
-        if key is None:
-            raise UsageError(
-                "Standard input names no Airbyte job: there is no jobId, external_id or id in it."
-            )
-        if value[key] is None:
-            raise UsageError(f"Standard input has a {key} without a value: the job has no id in Airbyte yet.")
-        value = value[key]
+        value = _id_in(value)
     return str(value)
+
+
+def _json(text: str) -> Any:
+    """Return the value of a JSON text; None where it is none."""
+    import json
+
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _id_in(said: dict[str, Any]) -> Any:
+    """Return the id out of what Airbyte, or a command of ours, said. Raises `UsageError`."""
+    from jobrunner.errors import UsageError
+
+    # Our own row has an `id`, too, which is not Airbyte's: it is known by its state.
+    keys = ("jobId", "job_id", "external_id", *(() if "state" in said else ("id",)))
+    key = next((key for key in keys if key in said), None)
+    if key is None:
+        raise UsageError("Standard input names no Airbyte job: there is no jobId, external_id or id in it.")
+    if said[key] is None:
+        raise UsageError(f"Standard input has a {key} without a value: the job has no id in Airbyte yet.")
+    return said[key]

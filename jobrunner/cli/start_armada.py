@@ -12,6 +12,7 @@ Examples:
   jobrunner start armada --queue etl --job-set nightly --pod-spec pod.yaml
   jobrunner start armada --queue etl --job-set nightly --pod-spec - --label team=data < pod.yaml
   jobrunner start armada --queue etl --job-set nightly --pod-spec pod.yaml --dry-run
+  jobrunner start armada --queue etl --job-set nightly --pod-spec pod.yaml --resubmit preempted=3
   jobrunner start armada --attach etl/nightly/01hkqz7v3n8f4c5d6e7f8g9h0j
 """
 
@@ -49,7 +50,7 @@ Examples:
     "--attach", metavar="QUEUE/JOB_SET/JOB_ID", help="Watch an Armada job that somebody else submitted."
 )
 @click.option("--dry-run", is_flag=True, help="Print the validated job, and submit and store nothing.")
-@job_options("the Armada job", default_name="queue and job set")
+@job_options("the Armada job", default_name="queue and job set", causes=("preempted", "oom", "rejected"))
 @click.pass_context
 def armada(
     ctx: click.Context,
@@ -111,7 +112,7 @@ def _arguments(ctx: click.Context, described: dict[str, Any]) -> dict[str, Any]:
     return {
         "queue": described["queue"],
         "job_set_id": described["job_set"],
-        "pod_spec": read_spec(described["pod_spec_path"]),
+        "pod_spec": read_spec(described["pod_spec_path"], extra="armada"),
         "namespace": described["namespace"],
         "priority": described["priority"],
         "labels": dict(described["labels"]) or None,

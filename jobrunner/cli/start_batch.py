@@ -89,7 +89,7 @@ class _CommandAfterDashes(click.Command):
 )
 @click.option("--attach", metavar="JOB_ID", help="Watch a Batch job that somebody else submitted.")
 @click.option("--dry-run", is_flag=True, help="Print the validated request, and submit and store nothing.")
-@job_options("the Batch job", default_name="the Batch job's")
+@job_options("the Batch job", default_name="the Batch job's", causes=("preempted", "oom"))
 @click.pass_context
 def batch(
     ctx: click.Context,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,6 +15,7 @@ from jobrunner.states import Phase
 
 _API_VERSION = re.compile(r"v[1-9]\d*")
 _LARGEST_ID = 2**63 - 1
+_DIGITS_MOST = 30
 _LABEL_MOST = 250
 _MAX_RETRY_DELAY_S = 600.0
 
@@ -34,6 +35,7 @@ class AirbyteMonitorJob(MonitorJob):
     """
 
     backend_kind: ClassVar[str] = "airbyte"
+    resubmit_causes: ClassVar[Sequence[str] | None] = ()
 
     def __init__(
         self,
@@ -101,8 +103,8 @@ class AirbyteMonitorJob(MonitorJob):
             options |= {"exponential_backoff": True, "max_retry_delay": asked.max_retry_delay}
         return cls(
             asked.connection_id,
-            job_type=asked.job_type,
-            on_conflict=asked.on_conflict,
+            job_type=asked.job_type,  # type: ignore[arg-type]  # or a reference to it
+            on_conflict=asked.on_conflict,  # type: ignore[arg-type]
             min_rows=asked.min_rows,
             **options,
         )
@@ -134,8 +136,11 @@ class AirbyteMonitorJob(MonitorJob):
 def _checked_id(job_id: int | str) -> str:
     text = str(resolve(str(job_id), "airbyte_job_id")).strip()
     is_number = text.isascii() and text.isdecimal() and not isinstance(job_id, bool)
-    if not is_number or not 0 < int(text) <= _LARGEST_ID:
-        raise UsageError(f"{text!r} is no job id of Airbyte, which is a number such as 12345.")
+    if not is_number or len(text) > _DIGITS_MOST or not 0 < int(text) <= _LARGEST_ID:
+        # As it was given: what a variable holds may be a secret.
+        raise UsageError(
+            f"{str(job_id).strip()!r:.100} is no job id of Airbyte, which is a number such as 12345."
+        )
     return str(int(text))
 
 
@@ -145,10 +150,11 @@ def _checked_rows(rows: Any) -> int:
     return rows
 
 
-def _checked_delay(seconds: float | None) -> float:
+def _checked_delay(seconds: Any) -> float:
     if seconds is None:
         return _MAX_RETRY_DELAY_S
-    if not (math.isfinite(seconds) and seconds > 0):
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not (is_number and math.isfinite(seconds) and seconds > 0):
         raise UsageError(f"A max_retry_delay of {seconds} s cannot be kept: give seconds, more than 0.")
     return float(seconds)
 

@@ -1,6 +1,6 @@
 """`ArmadaMonitorJob`: a job of Armada."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
@@ -11,9 +11,11 @@ from jobrunner.settings import ConnectionSettings, get_settings
 
 _LABEL_MOST = 250
 _CLIENT, _JOB_SERVICE = "client", "job service"
+_KEPT = "_clients_given"
 
 # What a process was given in place of a connection's own channel, by what is given and for which
-# connection. The jobs hold it; nothing of it is stored or sent anywhere.
+# connection: for jobs of that connection which were read from their rows, and so have nothing of their own.
+# The jobs hold it; nothing of it is stored or sent anywhere.
 _given: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()
 
 
@@ -24,13 +26,14 @@ class ArmadaMonitorJob(MonitorJob):
     armada-client's message) describe it, with `namespace`, `priority` (0 is the most urgent), `labels`
     and `annotations`; or `job_request_items`, a list of one item, has all of that but queue and job set.
     `armada_client` (armada-client's, or a gRPC channel) and `job_service_client` (the old JobService's, for
-    watching) are used in this process in place of the connection's own, for all jobs of that connection;
-    another process that takes the job over uses the connection. A job of somebody else is watched by
+    watching) are used in this process in place of the connection's own; another process that takes the job
+    over uses the connection. A job of somebody else is watched by
     `attach`. Raises `SpecError`, which names the key that is wrong, and `UsageError` where armada-client is
     not installed.
     """
 
     backend_kind: ClassVar[str] = "armada"
+    resubmit_causes: ClassVar[Sequence[str] | None] = ("preempted", "oom", "rejected")
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class ArmadaMonitorJob(MonitorJob):
         else:
             spec, label = _spec_of(described), f"{queue}/{job_set_id}"
         kwargs["name"] = (name or label)[:_LABEL_MOST]
+        _check_clients(armada_client, job_service_client)
         super().__init__(executor, heartrate, spec=spec, external_id=external_id, **kwargs)
         self._keep(_CLIENT, armada_client)
         self._keep(_JOB_SERVICE, job_service_client)
@@ -98,29 +102,76 @@ class ArmadaMonitorJob(MonitorJob):
         job_service = _given.get((_JOB_SERVICE, _mark(connection)))
         if client is None and job_service is None:
             return super().make_backend(connection)
-        from jobrunner.backends.armada.backend import ArmadaBackend
-        from jobrunner.backends.armada.connection import ArmadaConnection
+        return _backend_with(connection, client, job_service)
 
-        if connection.kind != cls.backend_kind or "url" not in connection.options:
-            connection = ConnectionSettings(kind=cls.backend_kind, **{"url": _NOWHERE, **connection.options})
-        options = ArmadaConnection.of(connection)
-        watch = None
-        if job_service is not None:
-            from jobrunner.backends.armada.jobservice_backend import JobServiceBackend
+    def own_way(self) -> Hashable:
+        """Return the clients that this job was given, as they are told apart."""
+        clients = self._clients()
+        return tuple(sorted((what, id(client)) for what, client in clients.items())) or None
 
-            watch = JobServiceBackend(options, client=job_service)
-        return ArmadaBackend(options, given=client, watch=watch)
+    def backend_behind(self, connection: ConnectionSettings) -> Backend:
+        """Return the backend behind a connection, with the clients that this job was given."""
+        clients = self._clients()
+        if not clients:
+            return super().backend_behind(connection)
+        return _backend_with(connection, clients.get(_CLIENT), clients.get(_JOB_SERVICE))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Channels and credentials never travel: where the job arrives, its connection is used.
+        return {key: value for key, value in self.__dict__.items() if key != _KEPT}
+
+    def _clients(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.__dict__.get(_KEPT, {})
+        return found
 
     def _keep(self, what: str, client: Any) -> None:
         if client is None:
             return
         _, connection = get_settings().connection(self.connection, self.backend_kind)
         # As long as this job is there, and no longer.
-        self.__dict__.setdefault("_clients", []).append(client)
-        try:
-            _given[what, _mark(connection)] = client
-        except TypeError:  # nothing can point at it without holding it
-            raise UsageError(f"This {what} cannot be used: give one of the official classes.") from None
+        self.__dict__.setdefault(_KEPT, {})[what] = client
+        _given[what, _mark(connection)] = client
+
+
+def _check_clients(armada_client: Any, job_service_client: Any) -> None:
+    """Refuse what is none of the official classes, before anything is stored. Raises `UsageError`."""
+    if armada_client is not None:
+        from jobrunner.backends.armada.wire import is_usable
+
+        if not is_usable(armada_client):
+            raise UsageError(
+                f"This {type(armada_client).__name__} cannot be used as armada_client: give an ArmadaClient, "
+                "an ArmadaAsyncIOClient or a gRPC channel."
+            )
+    if job_service_client is not None:
+        from jobrunner.backends.armada.jobservice import JobServiceClient
+
+        if not isinstance(job_service_client, JobServiceClient):
+            raise UsageError(
+                f"This {type(job_service_client).__name__} cannot be used as job_service_client: give a "
+                "JobServiceClient of jobrunner.backends.armada.jobservice."
+            )
+
+
+def _backend_with(connection: ConnectionSettings, client: Any, job_service: Any) -> Backend:
+    """Return a backend with the clients that were given; what was not given is the connection's own."""
+    from jobrunner.backends.armada.backend import ArmadaBackend
+    from jobrunner.backends.armada.connection import ArmadaConnection
+    from jobrunner.backends.armada.jobservice_backend import JobServiceBackend
+
+    has_url = "url" in connection.options
+    is_job_service = connection.kind != ArmadaMonitorJob.backend_kind
+    options = ArmadaConnection.of(
+        connection
+        if has_url
+        else ConnectionSettings(kind=connection.kind, **{"url": _NOWHERE, **connection.options})
+    )
+    watch = None
+    if job_service is not None or (is_job_service and has_url):
+        watch = JobServiceBackend(options, client=job_service)
+    if client is None and watch is not None and (is_job_service or not has_url):
+        return watch  # nobody is there who would take or cancel a job
+    return ArmadaBackend(options, given=client, watch=watch)
 
 
 _NOWHERE = "localhost:50051"

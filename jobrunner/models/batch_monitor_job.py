@@ -24,6 +24,7 @@ class BatchMonitorJob(MonitorJob):
     """
 
     backend_kind: ClassVar[str] = "batch"
+    resubmit_causes: ClassVar[Sequence[str] | None] = ("preempted", "oom")
 
     def __init__(
         self,

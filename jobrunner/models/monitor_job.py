@@ -1,7 +1,7 @@
 """`MonitorJob`: a job whose work happens elsewhere; we submit it, watch it, cancel it."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from jobrunner import registry
@@ -28,6 +28,8 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
     """The kind of connection by which its backend is found."""
     default_poll_interval: ClassVar[float] = 10.0
     """Seconds between looks, where neither the job nor the settings say."""
+    resubmit_causes: ClassVar[Sequence[str] | None] = None
+    """The causes that its backend names, for which work may be submitted again; None: whatever they are."""
     runs_on_this_host: ClassVar[bool] = False
     """Whether the work is bound to the host that submits it."""
 
@@ -60,11 +62,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
             raise UsageError(
                 f"A start timeout of {start_timeout} s leaves no time to start: give seconds, more than 0."
             )
-        for cause, count in (resubmit or {}).items():
-            if count < 0:
-                raise UsageError(
-                    f"After {cause!r} it cannot be submitted again {count} times: give 0 or more."
-                )
+        self._check_resubmit(resubmit or {}, kwargs.get("external_id"))
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]
         kwargs.setdefault("submit_token", uuid.uuid4().hex)
@@ -77,6 +75,35 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
             resubmit=dict(resubmit) if resubmit else None,
             **kwargs,
         )
+
+    @classmethod
+    def _check_resubmit(cls, resubmit: Mapping[str, Any], external_id: str | None) -> None:
+        for cause, count in resubmit.items():
+            if cls.resubmit_causes is not None and cause not in cls.resubmit_causes:
+                known = ", ".join(cls.resubmit_causes) or "none"
+                raise UsageError(
+                    f"No {cls.__name__} ever fails by the cause {cause!r}: known are {known}."
+                )
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise UsageError(
+                    f"After {cause!r} it cannot be submitted again {count} times: give 0 or more."
+                )
+        if resubmit and external_id is not None:
+            raise UsageError(
+                f"The job {external_id} was submitted by somebody else, and only he can submit it again: "
+                "leave resubmit out."
+            )
+
+    def own_way(self) -> Hashable:
+        """Return what this job has of its own on the way to its backend; None: its connection says all.
+
+        Jobs of one connection with the same answer share one backend in a runner.
+        """
+        return None
+
+    def backend_behind(self, connection: ConnectionSettings) -> Backend:
+        """Return the backend behind a connection, for this job and all with its `own_way`."""
+        return type(self).make_backend(connection)
 
     @classmethod
     def make_backend(cls, connection: ConnectionSettings) -> Backend:

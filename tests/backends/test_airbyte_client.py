@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from jobrunner.backends.airbyte import AirbyteConnection
-from jobrunner.backends.airbyte import client as client_module
+from jobrunner.backends.airbyte import AirbyteConnection, transport
 from jobrunner.backends.airbyte.client import Api
 from jobrunner.backends.airbyte.tokens import TokenAnswer, Tokens, life_of
 from jobrunner.backends.airbyte.trouble import AirbyteError, Kind
@@ -241,7 +240,7 @@ async def test_each_trouble_is_one_sentence(
 
 @in_loop
 async def test_a_read_that_takes_too_long_ends(stub: AirbyteStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_READ_S", 0.1)
+    monkeypatch.setattr(transport, "_READ_S", 0.1)
     stub.fault("get", "hang", seconds=5)
     (job_id,) = stub.seed()
     async with an_api(stub) as api:
@@ -251,8 +250,8 @@ async def test_a_read_that_takes_too_long_ends(stub: AirbyteStub, monkeypatch: p
 
 
 def test_a_post_and_a_delete_may_take_longer_than_the_server_does() -> None:
-    assert client_module.LONG_S >= 90
-    assert client_module._READ_S < 60
+    assert transport.LONG_S >= 90
+    assert transport._READ_S < 60
 
 
 @in_loop

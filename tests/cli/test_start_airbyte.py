@@ -1,13 +1,16 @@
 """`jobrunner start airbyte`: what it starts, what it attaches to, and what it refuses."""
 
+import datetime as dt
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.conftest import CommandLine
+from tests.cli.conftest import Answer, CommandLine
 from tests.stubs.airbyte_server import CONNECTION, AirbyteStub, serving
 
 NAMED = ("--connection-id", CONNECTION)
@@ -126,6 +129,31 @@ REFUSED: dict[str, tuple[list[str], str, *tuple[str, ...]]] = {
         '{"id": 3, "external_id": null}',
         "Standard input has a external_id without a value: the job has no id in Airbyte yet.",
     ),
+    "our own row, before it has one": (
+        ["--attach", "-"],
+        '{"id": 3, "state": "running"}',
+        "there is no jobId, external_id or id in it",
+    ),
+    "bottomless JSON": (["--attach", "-"], "[" * 100_000, "is no job id of Airbyte"),
+    "a list": (["--attach", "-"], '[{"jobId": 7}]', "is no job id of Airbyte"),
+    "a number of thousands of digits": (["--attach", "-"], "1" * 5000, "is no job id of Airbyte"),
+    "too much": (["--attach", "-"], "7" * (1024 * 1024 + 1), "Standard input is larger than 1 MiB"),
+    "a longest wait without back-off": (
+        [*NAMED, "--max-retry-delay", "5m"],
+        "",
+        "max_retry_delay is the longest wait of exponential_backoff",
+    ),
+    "another version than the url's": (
+        [*NAMED, "--api-version", "v2"],
+        "",
+        "The connection airbyte_default leads to v1 of Airbyte's API, not to v2",
+    ),
+    "a key twice in YAML": (
+        ["--spec", "-"],
+        f"connectionId: {CONNECTION}\njobType: sync\njobType: reset\n",
+        "standard input, line 3",
+        "the key 'jobType' is there twice",
+    ),
     "an attachment that is described": (
         ["--attach", "7", *NAMED, "--dry-run"],
         "",
@@ -142,6 +170,85 @@ def test_what_cannot_be_started_is_refused_in_one_sentence_and_nothing_is_stored
     arguments, stdin, *words = REFUSED[mistake]
     assert airbyte("start", "airbyte", *arguments, stdin=stdin).is_refused(*words)
     assert stub.counts() == {}
+
+
+def test_bytes_that_are_no_text_are_no_id(airbyte: CommandLine, stub: AirbyteStub) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobrunner.cli.main", "start", "airbyte", "--attach", "-"],
+        cwd=airbyte.directory,
+        env=airbyte.environment,
+        input=b"\xff\xfe7",
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert Answer(done.returncode, done.stdout.decode(), done.stderr.decode()).is_refused("is no job id")
+    assert stub.counts() == {}
+
+
+def test_looks_become_rarer_up_to_the_longest_wait_that_is_given(airbyte: CommandLine) -> None:
+    given = ["--exponential-backoff", "--max-retry-delay", "5m", "--dry-run", "--json"]
+    answer = airbyte("start", "airbyte", *NAMED, *given)
+    assert answer.json["maxRetryDelay"] == 300.0
+    assert (
+        airbyte("start", "airbyte", *NAMED, "--exponential-backoff", "--dry-run", "--json").json[
+            "maxRetryDelay"
+        ]
+        == 600.0
+    )
+
+
+def test_a_spec_in_yaml_may_name_the_environment(airbyte: CommandLine, stub: AirbyteStub) -> None:
+    (airbyte.directory / "sync.yaml").write_text(
+        "connectionId: ${env:ORDERS}\njobType: ${env:KIND}\nonConflict: fail\nminRows: 1\n"
+    )
+    airbyte.environment |= {"ORDERS": CONNECTION, "KIND": "refresh"}
+    process, job_id = airbyte.begin_job("airbyte", "--spec", "sync.yaml", "--poll-interval", "0.1s")
+    made = started(stub)
+    assert (stub.get(made).connection_id, stub.get(made).kind) == (CONNECTION, "refresh")
+    stub.succeed(made)
+    assert process.wait(30) == 0
+    assert airbyte("show", job_id, "--json").json["spec"]["connectionId"] == "${env:ORDERS}"
+
+
+def test_a_variable_that_is_not_set_fails_the_job_in_one_sentence(
+    airbyte: CommandLine, stub: AirbyteStub
+) -> None:
+    answer = airbyte("start", "airbyte", "--connection-id", "${env:NOWHERE}")
+    assert answer.code == 1
+    assert answer.says("not accepted: the spec.connectionId needs the environment variable NOWHERE")
+    assert "post" not in stub.counts()
+
+
+def test_yaml_without_its_library_names_the_extra_of_airbyte(airbyte: CommandLine) -> None:
+    error = "ModuleNotFoundError(\"No module named 'yaml'\", name='yaml')"
+    (airbyte.directory / "yaml.py").write_text(f"raise {error}\n")
+    (airbyte.directory / "sync.yaml").write_text(f"connectionId: {CONNECTION}\n")
+    answer = airbyte("start", "airbyte", "--spec", "sync.yaml", "--dry-run")
+    assert answer.is_refused("YAML needs PyYAML", "pip install 'jobrunner[airbyte]'")
+
+
+def test_an_airbyte_connection_that_there_is_not_is_told_in_airbytes_words(
+    airbyte: CommandLine, stub: AirbyteStub
+) -> None:
+    stub.known_connections = []
+    for stub.lists_unknown_connections in (True, False):
+        answer = airbyte("start", "airbyte", *NAMED)
+        assert answer.code == 1
+        assert answer.says(f"404 could not find connection {CONNECTION}")
+    assert not stub.job_ids()
+
+
+@pytest.mark.parametrize(("given", "days"), [([], 7), (["--timeout", "2d"], 2)])
+def test_a_detached_job_has_seven_days_unless_told_otherwise(
+    airbyte: CommandLine, given: list[str], days: int
+) -> None:
+    answer = airbyte("start", "airbyte", *NAMED, "--detach", "--json", *given)
+    assert answer.code == 0, answer
+    row = airbyte("show", str(answer.json["id"]), "--json").json
+    created, deadline = (dt.datetime.fromisoformat(row[key]) for key in ("created_at", "deadline_at"))
+    assert round((deadline - created).total_seconds() / 86400) == days
+    assert row["state"] == "queued"
 
 
 def test_the_connection_can_be_tested(airbyte: CommandLine, stub: AirbyteStub) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import CommandLine
-from tests.stubs.armada_server import ArmadaStub, serving
+from tests.helpers import until
+from tests.stubs.armada_server import ArmadaStub, State, serving
 
 POD = """\
 containers:
@@ -62,6 +63,48 @@ def test_a_job_is_submitted_and_watched_to_its_end(jobrunner: CommandLine, armad
     assert (last["name"], last["external_id"]) == ("load", external_id)
 
 
+def test_work_that_failed_by_a_named_cause_is_submitted_again(
+    jobrunner: CommandLine, armada: ArmadaStub
+) -> None:
+    given = ["--resubmit", "preempted=1", "--resubmit", "oom=2", "--poll-interval", "0.1s", "--json"]
+    process = jobrunner.begin("start", "armada", *NAMED, *given)
+    _until(armada)
+    armada.move(armada.external_ids()[0], State.PREEMPTED, "evicted")
+    _until(armada, 2)
+    armada.succeed(armada.external_ids()[1])
+    out, words = process.communicate(timeout=60)
+    assert process.returncode == 0, words
+    last = json.loads(out.splitlines()[-1])
+    assert (last["resubmit"], last["attempt"]) == ({"oom": 2, "preempted": 0}, 2)
+
+
+def test_the_causes_of_the_command_line_are_those_of_the_class() -> None:
+    from jobrunner.cli.options import Resubmission
+    from jobrunner.cli.start_armada import armada as start_armada
+    from jobrunner.cli.start_batch import batch as start_batch
+    from jobrunner.models import ArmadaMonitorJob, BatchMonitorJob
+
+    for command, job_class in ((start_armada, ArmadaMonitorJob), (start_batch, BatchMonitorJob)):
+        (option,) = [each for each in command.params if each.name == "resubmit"]
+        assert isinstance(option.type, Resubmission)
+        assert option.type.causes == job_class.resubmit_causes
+
+
+def test_the_link_to_lookout_is_shown(jobrunner: CommandLine, armada: ArmadaStub) -> None:
+    (external_id,) = armada.seed("etl", "their set")
+    armada.succeed(external_id)
+    link = "https://lookout.example/?job={job_id}"
+    jobrunner.environment["JOBRUNNER_CONNECTIONS__ARMADA_DEFAULT__LOOKOUT_URL_TEMPLATE"] = link
+    assert jobrunner("start", "armada", "--attach", external_id).code == 0
+    shown = jobrunner("show", "1")
+    assert f"https://lookout.example/?job={armada.job(external_id).key.job_id}" in shown.out
+
+
+def test_a_key_that_is_there_twice_is_named_with_its_line(jobrunner: CommandLine, armada: ArmadaStub) -> None:
+    (jobrunner.directory / "pod.yaml").write_text(f"{POD}containers: []\n")
+    assert jobrunner("start", "armada", *NAMED).is_refused("line 7", "'containers' is there twice")
+
+
 def test_a_job_of_somebody_else_is_watched(jobrunner: CommandLine, armada: ArmadaStub) -> None:
     (external_id,) = armada.seed("etl", "their set")
     armada.fail(external_id, "out of luck")
@@ -103,6 +146,22 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [*NAMED, "--annotation", "api_key=hush"],
         "--annotation api_key holds what looks like a",
     ),
+    "a cause that there is not": (
+        [*NAMED, "--resubmit", "preempt=3"],
+        "'preempt' is no cause of a failure here: known are preempted, oom, rejected",
+    ),
+    "a cause without a number": ([*NAMED, "--resubmit", "oom"], "'oom' is no CAUSE=N"),
+    "no number": ([*NAMED, "--resubmit", "oom=often"], "'oom=often' must be a number from 1 to 1000"),
+    "a number below one": ([*NAMED, "--resubmit", "oom=0"], "'oom=0' must be a number from 1 to 1000"),
+    "a number that is too large": ([*NAMED, "--resubmit", "oom=1001"], "from 1 to 1000"),
+    "a cause twice": (
+        [*NAMED, "--resubmit", "oom=1", "--resubmit", "oom=2"],
+        "--resubmit oom is there twice: give it once",
+    ),
+    "somebody else's job again": (
+        ["--attach", "a/b/c", "--resubmit", "oom=1"],
+        "was submitted by somebody else, and only he can submit it again",
+    ),
     "half an id": (["--attach", "01abc"], "--attach needs QUEUE/JOB_SET/JOB_ID"),
     "both": (["--attach", "a/b/c", "--queue", "a"], "--queue would describe a new one"),
     "a job set that is too long": ([*NAMED, "--job-set", "x" * 1024], "the job set has 1024 bytes"),
@@ -129,10 +188,5 @@ def test_an_unknown_queue_is_told_in_armadas_own_words(jobrunner: CommandLine, a
     assert answer.says('permission denied for SubmitJobs: could not find queue "etl"')
 
 
-def _until(armada: ArmadaStub) -> None:
-    import time
-
-    end_s = time.monotonic() + 30
-    while not armada.jobs:
-        assert time.monotonic() < end_s
-        time.sleep(0.05)
+def _until(armada: ArmadaStub, count: int = 1) -> None:
+    until(lambda: len(armada.jobs) >= count, 60)

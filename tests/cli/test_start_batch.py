@@ -150,6 +150,10 @@ REFUSED: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     ),
     "no duration": ([*NAMED, "--attempt-timeout", "soon"], "--attempt-timeout", "no duration"),
     "no time to start": ([*NAMED, "--start-timeout", "0"], "--start-timeout", "more than 0"),
+    "a cause that Batch does not tell": (
+        [*NAMED, "--resubmit", "rejected=1"],
+        "'rejected' is no cause of a failure here: known are preempted, oom",
+    ),
     "a dependency on nothing": ([*NAMED, "--depends-on", " "], "--depends-on needs the id"),
     "an unknown connection": ([*NAMED, "--connection", "other"], 'no connection "other"'),
     "a stray word": ([*NAMED, "--parameter", "a=b", "c=d", "--", "ls"], "unexpected extra argument (c=d)"),

@@ -5,12 +5,16 @@ from jobrunner.backends.base import Backend, Patience
 from jobrunner.models.airbyte_monitor_job import AirbyteMonitorJob
 from jobrunner.settings import ConnectionSettings
 
+DOUBT_S = 0.5
+SEND_WITHIN_S = 1.0
+"""How late a POST may leave in a monitor process: less than a takeover takes."""
+
 
 class QuickAirbyteJob(AirbyteMonitorJob, job_type="QuickAirbyteJob"):
     """A job whose backend has little patience, and holds nothing for fresh."""
 
     @classmethod
     def make_backend(cls, connection: ConnectionSettings) -> Backend:
-        backend = AirbyteBackend(AirbyteConnection.of(connection), doubt_s=0.5, fresh_s=0.0)
+        backend = AirbyteBackend(AirbyteConnection.of(connection), doubt_s=DOUBT_S, fresh_s=0.0)
         backend.patience = Patience(call_s=5.0, appear_s=0.4, vanish_s=0.4)
         return backend

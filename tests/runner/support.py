@@ -1,13 +1,14 @@
 """Runners in a test's own event loop, and real monitor processes to be stopped and killed."""
 
 import asyncio
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ def an_outside(plan: Plan | None = None, patience: Patience | None = None, **opt
 def a_job(**options: Any) -> MemoryMonitorJob:
     """Return a job that beats and is looked at often."""
     return MemoryMonitorJob(**{"heartrate": 0.3, "poll_interval": 0.05, **options})
+
+
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Let a test be a coroutine."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))  # type: ignore[arg-type]
+
+    return run
 
 
 @asynccontextmanager

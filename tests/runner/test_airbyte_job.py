@@ -1,5 +1,6 @@
 """`AirbyteMonitorJob`, and what becomes of it in a runner, on both databases, against a stateful Airbyte."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from jobrunner.backends.base import Observation
 from jobrunner.database import Database, get_database
-from jobrunner.errors import SpecError, UsageError
+from jobrunner.errors import BackendError, JobFailed, SpecError, UsageError
 from jobrunner.models.airbyte_monitor_job import AirbyteMonitorJob
 from jobrunner.settings import configure
 from jobrunner.states import JobState, Phase
@@ -97,6 +98,8 @@ def test_a_spec_that_is_wrong_is_refused(arguments: dict[str, Any], words: str) 
         ({"api_version": "1"}, "'1' is no version of Airbyte's API"),
         ({"api_version": "v2"}, "The connection airbyte_default leads to v1 of Airbyte's API, not to v2"),
         ({"max_retry_delay": 5.0}, "is the longest wait of exponential_backoff"),
+        ({"exponential_backoff": True, "max_retry_delay": "soon"}, "cannot be kept"),
+        ({"resubmit": {"oom": 1}}, "No AirbyteMonitorJob ever fails by the cause 'oom'"),
         ({"exponential_backoff": True, "max_retry_delay": 0.0}, "cannot be kept"),
         ({"external_id": "7"}, "is there already, and is only watched"),
     ],
@@ -115,10 +118,20 @@ def test_a_spec_may_name_the_environment_and_an_attached_id_too(monkeypatch: pyt
     assert AirbyteMonitorJob.attach(7).spec == {}
 
 
-@pytest.mark.parametrize("job_id", ["", "abc", "-1", "0", 10**30, True, "1.5"])
-def test_what_is_no_job_id_is_not_attached_to(job_id: Any) -> None:
-    with pytest.raises(UsageError, match="is no job id of Airbyte"):
+@pytest.mark.parametrize("job_id", ["", "abc", "-1", "0", 10**30, True, "1.5", "9" * 5000, "${env:SECRET}"])
+def test_what_is_no_job_id_is_not_attached_to(job_id: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    with pytest.raises(UsageError, match="is no job id of Airbyte") as caught:
         AirbyteMonitorJob.attach(job_id)
+    assert len(str(caught.value)) < 200
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["connection_id", "job_type", "on_conflict"])
+def test_each_word_of_a_spec_may_come_from_the_environment(key: str) -> None:
+    arguments: dict[str, Any] = {"connection_id": CONNECTION, key: "${env:NAME}"}
+    job = AirbyteMonitorJob(**arguments)
+    assert "${env:NAME}" in (job.spec or {}).values()
 
 
 @pytest.mark.parametrize(
@@ -144,6 +157,52 @@ def test_exponential_backoff_grows_with_the_time_up_to_its_most() -> None:
     job = AirbyteMonitorJob(CONNECTION, exponential_backoff=True, max_retry_delay=60.0, poll_interval=5.0)
     assert [job.look_interval_s(each) for each in (0, 5, 10, 40, 500)] == [5, 5, 10, 40, 60]
     assert AirbyteMonitorJob(CONNECTION).look_interval_s(500) is None
+
+
+# --- one look, as a sensor's -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("database")
+def test_a_poke_waits_until_the_job_has_succeeded(stub: AirbyteStub) -> None:
+    (job_id,) = stub.seed(1, status="pending")
+    sensor = AirbyteMonitorJob.attach(job_id, min_rows=10)
+    for status in ("queued", "running", "incomplete", "hibernating", "running"):
+        stub.move(job_id, status)
+        assert sensor.poke() is False
+    stub.succeed(job_id, rows=10)
+    assert sensor.poke() is True
+    assert stub.counts().keys() <= {"token", "get", "connection"}
+
+
+@pytest.mark.usefixtures("database")
+def test_a_poke_raises_what_a_failure_a_cancellation_and_too_few_rows_are(stub: AirbyteStub) -> None:
+    failed, cancelled, empty = stub.seed(3)
+    stub.fail(failed, {"failureOrigin": "source", "externalMessage": "no such table"})
+    stub.move(cancelled, "cancelled")
+    stub.succeed(empty, rows=0)
+    for job_id, words in (
+        (failed, f"{failed} failed: failed: no such table (source)"),
+        (cancelled, f"{cancelled} cancelled: cancelled"),
+        (empty, "there were 0 rows, and min_rows is 1"),
+    ):
+        with pytest.raises(JobFailed) as caught:
+            AirbyteMonitorJob.attach(job_id, min_rows=1).poke()
+        assert words in str(caught.value)
+
+
+@pytest.mark.usefixtures("database")
+def test_a_poke_that_sees_nothing_is_no_verdict(stub: AirbyteStub) -> None:
+    (job_id,) = stub.seed()
+    sensor = AirbyteMonitorJob.attach(job_id)
+    for kind in ("server_error", "bad_gateway", "html", "dropped", "forbidden", "throttled"):
+        stub.fault("get", kind)
+        with pytest.raises(BackendError):
+            sensor.poke()
+    stub.fault("get", "unauthorized")  # once: the token is renewed
+    assert sensor.poke() is False
+    stub.vanish(job_id)
+    with pytest.raises(BackendError, match=f"{job_id} cannot be seen: Airbyte does not show it"):
+        sensor.poke()
 
 
 # --- from the submission to the end ----------------------------------------------------------------
@@ -315,6 +374,23 @@ async def test_a_job_that_vanished_is_lost_after_its_patience(database: Database
 
 
 @in_loop
+async def test_a_word_that_no_database_keeps_is_kept_without_what_it_cannot(
+    database: Database, stub: AirbyteStub
+) -> None:
+    async with a_runner(database) as runner:
+        job = an_airbyte_job()
+        end = start(runner, job)
+        (job_id,) = await started(stub)
+        stub.move(job_id, "sl\x00ee\ud800ping")
+        await external_state(database, job, "sl ee ping")
+        stub.say("get", {"message": "no\x00t \ud800now"}, times=None, status=500)
+        await shown(database, job, "with 500: no t now")
+        stub.clear_faults()
+        stub.succeed(job_id)
+        assert await within(end) is JobState.SUCCESS
+
+
+@in_loop
 async def test_queued_and_incomplete_and_unknown_words_wait(database: Database, stub: AirbyteStub) -> None:
     stub.starts_as = "pending"
     async with a_runner(database) as runner:
@@ -326,6 +402,26 @@ async def test_queued_and_incomplete_and_unknown_words_wait(database: Database, 
             await external_state(database, job, status)
         stub.succeed(job_id)
         assert await within(end) is JobState.SUCCESS
+
+
+@in_loop
+async def test_looks_become_rarer_with_exponential_backoff_and_a_kill_is_still_heard(
+    database: Database, stub: AirbyteStub
+) -> None:
+    async with a_runner(database) as runner:
+        job = an_airbyte_job(exponential_backoff=True, max_retry_delay=0.4)
+        end = start(runner, job)
+        (job_id,) = await started(stub)
+        await external_state(database, job, "running")
+        watch = runner.jobs[job.id].channel.poller._watches[job.id]
+        seen = {watch.interval_s}
+        while max(seen) < 0.4:
+            await asyncio.sleep(0.01)
+            seen.add(watch.interval_s)
+        assert all(0.05 <= each <= 0.4 for each in seen)
+        job.request_kill()
+        assert await within(end) is JobState.KILLED
+    assert stub.status(job_id) == "cancelled"
 
 
 @in_loop

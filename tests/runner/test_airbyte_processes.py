@@ -21,6 +21,11 @@ def stub() -> Iterator[AirbyteStub]:
         yield served
 
 
+@pytest.fixture(autouse=True)
+def _driver_of_airbyte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.runner.support.DRIVER", Path(__file__).with_name("airbyte_driver.py"))
+
+
 @pytest.fixture
 def database(database_url: str) -> Database:
     configure(database_url=database_url)
@@ -28,9 +33,20 @@ def database(database_url: str) -> Database:
 
 
 @pytest.fixture
-def start(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors]:
-    monkeypatch.setattr("tests.runner.support.DRIVER", Path(__file__).with_name("airbyte_driver.py"))
+def start(database_url: str, tmp_path: Path) -> Iterator[Monitors]:
     with monitors(database_url, tmp_path / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def start_on_sqlite(sqlite_url: str, tmp_path: Path) -> Iterator[Monitors]:
+    with monitors(sqlite_url, tmp_path / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def start_on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[Monitors]:
+    with monitors(postgres_url, tmp_path / "data") as started:
         yield started
 
 
@@ -44,8 +60,19 @@ def begin(start: Monitors, stub: AirbyteStub, **order: object) -> Monitor:
     return start(airbyte=connection, **order)
 
 
+def struck(start: Monitors, stub: AirbyteStub, point: str, number: int) -> Monitor:
+    """Return a monitor that was killed or stopped at a point."""
+    monitor = begin(start, stub, at=point, signal=number)
+    assert monitor.hear("at") == point
+    if number == signal.SIGSTOP:
+        monitor.until_stopped()
+    else:
+        monitor.end()
+    return monitor
+
+
 def check_watched_to_its_end(monitor: Monitor, database: Database, stub: AirbyteStub) -> None:
-    until(lambda: row_of(database, 1)["external_id"] is not None, 30)
+    until(lambda: row_of(database, 1)["external_id"] is not None or monitor.process.poll() is not None, 60)
     _, made = stub.job_ids()
     assert row_of(database, 1)["external_id"] == str(made)
     stub.succeed(made)
@@ -54,30 +81,41 @@ def check_watched_to_its_end(monitor: Monitor, database: Database, stub: Airbyte
     assert stub.counts()["post"] == 1
 
 
+def check_doubt(monitor: Monitor, database: Database) -> None:
+    monitor.end()
+    assert monitor.outcome.startswith("JobFailed")
+    row = row_of(database, 1)
+    assert (row["state"], row["external_id"]) == (JobState.FAILED, None)
+    assert "look for it outside before you start it again" in row["message"]
+
+
+# --- killed ----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    "point", ["before begin_submit", "after submit", "before record_submitted", "after record_submitted"]
+    "point",
+    [
+        "before begin_submit",
+        "after send",
+        "after submit",
+        "before record_submitted",
+        "after record_submitted",
+    ],
 )
 def test_a_monitor_killed_at_a_step_of_its_submission_leaves_one_job(
     start: Monitors, database: Database, stub: AirbyteStub, point: str
 ) -> None:
-    monitor = begin(start, stub, at=point, signal=signal.SIGKILL)
-    assert monitor.hear("at") == point
-    monitor.end()
+    struck(start, stub, point, signal.SIGKILL)
     assert row_of(database, 1)["state"] is JobState.RUNNING
     check_watched_to_its_end(begin(start, stub, attach=1), database, stub)
 
 
-@pytest.mark.parametrize("point", ["after begin_submit", "before submit"])
+@pytest.mark.parametrize("point", ["after begin_submit", "before submit", "before send"])
 def test_a_monitor_killed_between_intent_and_post_leaves_a_named_doubt_and_no_job(
     start: Monitors, database: Database, stub: AirbyteStub, point: str
 ) -> None:
-    monitor = begin(start, stub, at=point, signal=signal.SIGKILL)
-    assert monitor.hear("at") == point
-    monitor.end()
-    attached = begin(start, stub, attach=1)
-    attached.end()
-    assert attached.outcome.startswith("JobFailed")
-    assert "look for it outside before you start it again" in row_of(database, 1)["message"]
+    struck(start, stub, point, signal.SIGKILL)
+    check_doubt(begin(start, stub, attach=1), database)
     assert "post" not in stub.counts()
 
 
@@ -89,4 +127,77 @@ def test_a_monitor_killed_while_its_post_is_on_the_way_leaves_one_job(
     monitor = begin(start, stub)
     until(lambda: "post" in stub.counts(), 30)
     monitor.kill()
+    check_watched_to_its_end(begin(start, stub, attach=1, doubt_s=30.0), database, stub)
+
+
+# --- stopped, overtaken, and going on ---------------------------------------------------------------
+
+
+def check_going_on_changes_nothing(stopped: Monitor, database: Database) -> None:
+    before = row_of(database, 1)
+    stopped.send(signal.SIGCONT)
+    stopped.end()
+    assert stopped.outcome == "claim lost"
+    assert row_of(database, 1) == before, "what comes late is not written"
+
+
+def check_overtaken(start: Monitors, database: Database, stub: AirbyteStub, point: str) -> None:
+    """Stop a monitor; let another take over and finish; let the first one go on."""
+    stopped = struck(start, stub, point, signal.SIGSTOP)
     check_watched_to_its_end(begin(start, stub, attach=1), database, stub)
+    check_going_on_changes_nothing(stopped, database)
+    assert stub.counts()["post"] == 1
+    assert "delete" not in stub.counts()
+
+
+# A monitor that is stopped within a write holds SQLite's only lock until it goes on: see PROTOCOL 1.
+@pytest.mark.parametrize("point", ["after send", "after submit"])
+def test_a_monitor_stopped_once_its_post_was_answered_and_overtaken_leaves_one_job(
+    start_on_sqlite: Monitors, sqlite_database: Database, stub: AirbyteStub, point: str
+) -> None:
+    check_overtaken(start_on_sqlite, sqlite_database, stub, point)
+
+
+@pytest.mark.parametrize(
+    "point", ["before begin_submit", "after send", "before record_submitted", "after record_submitted"]
+)
+def test_a_monitor_stopped_and_overtaken_leaves_one_job_on_postgresql(
+    start_on_postgres: Monitors, postgres_database: Database, stub: AirbyteStub, point: str
+) -> None:
+    check_overtaken(start_on_postgres, postgres_database, stub, point)
+
+
+@pytest.mark.parametrize("point", ["after begin_submit", "before submit"])
+def test_a_monitor_stopped_before_its_post_and_overtaken_sends_it_no_more(
+    start: Monitors, database: Database, stub: AirbyteStub, point: str
+) -> None:
+    stopped = struck(start, stub, point, signal.SIGSTOP)
+    check_doubt(begin(start, stub, attach=1), database)
+    check_going_on_changes_nothing(stopped, database)
+    assert "post" not in stub.counts()
+
+
+def test_a_post_that_leaves_when_its_doubt_was_settled_is_taken_back(
+    start: Monitors, database: Database, stub: AirbyteStub
+) -> None:
+    """It was past its last check when it was stopped: nothing could hold it back."""
+    stopped = struck(start, stub, "before send", signal.SIGSTOP)
+    check_doubt(begin(start, stub, attach=1), database)
+    check_going_on_changes_nothing(stopped, database)
+    _, made = stub.job_ids()
+    assert stub.status(made) == "cancelled"
+    assert stub.counts()["post"] == 1
+
+
+def test_a_post_that_leaves_while_it_is_looked_for_is_found(
+    start: Monitors, database: Database, stub: AirbyteStub
+) -> None:
+    stopped = struck(start, stub, "before send", signal.SIGSTOP)
+    attached = begin(start, stub, attach=1, doubt_s=60.0)
+    asked = stub.counts()["list"]
+    until(lambda: stub.counts()["list"] > asked, 30)
+    stopped.send(signal.SIGCONT)
+    stopped.end()
+    assert stopped.outcome == "claim lost"
+    check_watched_to_its_end(attached, database, stub)
+    assert "delete" not in stub.counts()

@@ -20,12 +20,26 @@ def armada() -> Iterator[ArmadaStub]:
         yield stub
 
 
-@pytest.fixture
-def start(
-    database_url: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Monitors]:
+@pytest.fixture(autouse=True)
+def _driver_of_armada(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "DRIVER", Path(__file__).with_name("armada_driver.py"))
+
+
+@pytest.fixture
+def start(database_url: str, tmp_path: Path) -> Iterator[Monitors]:
     with monitors(database_url, tmp_path / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def start_on_sqlite(sqlite_url: str, tmp_path: Path) -> Iterator[Monitors]:
+    with monitors(sqlite_url, tmp_path / "data") as started:
+        yield started
+
+
+@pytest.fixture
+def start_on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[Monitors]:
+    with monitors(postgres_url, tmp_path / "data") as started:
         yield started
 
 
@@ -79,17 +93,61 @@ def test_a_monitor_killed_while_its_request_is_on_the_way_leaves_one_job(
     check_one_job(database, armada)
 
 
-@pytest.mark.parametrize("point", ["before send", "after send"])
-def test_a_monitor_that_was_stopped_comes_back_to_the_same_job(
-    start: Monitors, database: Database, armada: ArmadaStub, point: str
-) -> None:
-    stopped: Monitor = start(armada=armada.address, at=point, signal=signal.SIGSTOP)
+def stopped_at(start: Monitors, armada: ArmadaStub, point: str) -> Monitor:
+    stopped = start(armada=armada.address, at=point, signal=signal.SIGSTOP)
     assert stopped.hear("at") == point
     stopped.until_stopped()
+    return stopped
+
+
+def check_stopped_at(start: Monitors, database: Database, armada: ArmadaStub, point: str) -> None:
+    """Stop a monitor; let another take over and finish; let the first one go on."""
+    stopped = stopped_at(start, armada, point)
     take_over(start, armada)
     before = row_of(database, 1)
     stopped.send(signal.SIGCONT)
     stopped.end()
     assert stopped.outcome == "claim lost"
     assert row_of(database, 1) == before, "what comes late is not written"
+    check_one_job(database, armada)
+
+
+# A monitor that is stopped within a write holds SQLite's only lock until it goes on: see PROTOCOL 1.
+@pytest.mark.parametrize("point", ["after begin_submit", "before send", "after send"])
+def test_a_monitor_stopped_at_any_step_and_overtaken_leaves_one_job(
+    start_on_sqlite: Monitors, sqlite_database: Database, armada: ArmadaStub, point: str
+) -> None:
+    check_stopped_at(start_on_sqlite, sqlite_database, armada, point)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "before begin_submit",
+        "after begin_submit",
+        "before send",
+        "after send",
+        "before record_submitted",
+        "after record_submitted",
+    ],
+)
+def test_a_monitor_stopped_at_any_step_and_overtaken_leaves_one_job_on_postgresql(
+    start_on_postgres: Monitors, postgres_database: Database, armada: ArmadaStub, point: str
+) -> None:
+    check_stopped_at(start_on_postgres, postgres_database, armada, point)
+
+
+def test_a_monitor_that_goes_on_while_it_is_looked_for_makes_no_second_job(
+    start: Monitors, database: Database, armada: ArmadaStub
+) -> None:
+    stopped = stopped_at(start, armada, "before send")
+    attached = start(armada=armada.address, attach=1)
+    until(lambda: armada.calls_per_method().get("GetJobStatusUsingExternalJobUri"), 60)
+    stopped.send(signal.SIGCONT)
+    stopped.end()
+    assert stopped.outcome == "claim lost"
+    until(lambda: row_of(database, 1)["external_id"] is not None, 60)
+    armada.succeed(armada.external_ids()[0])
+    attached.end()
+    assert attached.outcome == "success"
     check_one_job(database, armada)

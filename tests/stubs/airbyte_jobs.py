@@ -101,6 +101,19 @@ class AirbyteJobs:
             if not silent:
                 job.updated = self.now()
 
+    def move_all(self, status: str, *, every: int = 1) -> None:
+        """Let all jobs, or each so manieth, change their status."""
+        with self.lock:
+            for job_id in self.job_ids()[::every]:
+                self.move(job_id, status)
+
+    def age(self, seconds: float) -> None:
+        """Let all that happened have happened so much longer ago."""
+        with self.lock:
+            for job in self._jobs.values():
+                job.created -= seconds
+                job.updated -= seconds
+
     def succeed(self, job_id: int, rows: int = 10, size: int = 1000) -> None:
         with self.lock:
             if self._jobs[job_id].status != "running":
@@ -128,11 +141,16 @@ class AirbyteJobs:
 
     def start(self, connection_id: str, kind: str) -> StubJob:
         with self.lock:
-            if self.known_connections is not None and connection_id not in self.known_connections:
-                raise Refused(404, "resource-not-found", f"could not find connection {connection_id}")
+            self.ensure_known(connection_id)
             if self.one_at_a_time and self.running(connection_id) is not None:
                 raise Refused(409, "try-again-later", f"A sync is already running for: {connection_id}")
             return self._make(connection_id, kind, self.starts_as)
+
+    def ensure_known(self, connection_id: str) -> None:
+        if self.known_connections is not None and connection_id not in self.known_connections:
+            titles = {403: "forbidden", 404: "resource-not-found", 409: "state-conflict"}
+            title = titles[self.unknown_status]
+            raise Refused(self.unknown_status, title, f"could not find connection {connection_id}")
 
     def running(self, connection_id: str) -> StubJob | None:
         """Return the newest job of the connection that has not ended."""
@@ -160,8 +178,15 @@ class AirbyteJobs:
 
     def listed(self, query: dict[str, str]) -> list[StubJob]:
         """Return the jobs that pass the filters, in their order: the oldest first unless told otherwise."""
+        created, updated = _span(query, "createdAt"), _span(query, "updatedAt")
         with self.lock:
-            jobs = [job for job in self._jobs.values() if self._passes(job, query)]
+            jobs = [
+                job
+                for job in self._jobs.values()
+                if created[0] <= job.created <= created[1]
+                and updated[0] <= job.updated <= updated[1]
+                and self._passes(job, query)
+            ]
         key, _, direction = query.get("orderBy", "createdAt|ASC").partition("|")
         by = {"createdAt": lambda job: int(job.created), "updatedAt": lambda job: int(job.updated)}[key]
         # No tie-breaker: those of the same second come in whatever order the table has them.
@@ -174,8 +199,6 @@ class AirbyteJobs:
             and job.kind == query.get("jobType", job.kind)
             and job.status == query.get("status", job.status)
             and (not workspaces or self.workspace_of(job.connection_id) in workspaces.split(","))
-            and _from(query, "createdAtStart") <= job.created <= _to(query, "createdAtEnd")
-            and _from(query, "updatedAtStart") <= job.updated <= _to(query, "updatedAtEnd")
         )
 
     def workspace_of(self, connection_id: str) -> str:
@@ -208,12 +231,9 @@ class AirbyteJobs:
         return job
 
 
-def _from(query: dict[str, str], key: str) -> float:
-    return _seconds(query[key]) if key in query else float("-inf")
-
-
-def _to(query: dict[str, str], key: str) -> float:
-    return _seconds(query[key]) if key in query else float("inf")
+def _span(query: dict[str, str], key: str) -> tuple[float, float]:
+    start, end = query.get(f"{key}Start"), query.get(f"{key}End")
+    return _seconds(start) if start else float("-inf"), _seconds(end) if end else float("inf")
 
 
 def _seconds(text: str) -> float:

@@ -59,10 +59,12 @@ class Call:
 @dataclass(slots=True)
 class _Fault:
     operation: str
-    kind: FaultKind
+    kind: str
     left: float
     seconds: float
     retry_after: str
+    said: Any = None
+    status: int = 200
 
 
 class AirbyteStub(AirbyteJobs):
@@ -71,7 +73,8 @@ class AirbyteStub(AirbyteJobs):
     Attributes that a test sets at any time, besides those of `AirbyteJobs`: `auth` (client, bearer, basic or
     none); `token_takes` (json, form or both); `token_life_s`, what `expires_in` says, and `jwt_life_s`, what
     the token itself says and the server keeps to; `post_takes_s`, `cancel_takes_s`; `delay_s` before each
-    answer; `has_config_api`; `lists_need_workspaces`; `knows_queued`; `sends_date`.
+    answer; `has_config_api`; `lists_need_workspaces`; `lists_unknown_connections`, as if they had no jobs;
+    `knows_queued`; `sends_date`.
     """
 
     def __init__(self) -> None:
@@ -90,6 +93,7 @@ class AirbyteStub(AirbyteJobs):
         self.lists_need_workspaces = False
         self.knows_queued = True
         self.sends_date = True
+        self.lists_unknown_connections = True
         self.calls: list[Call] = []
         self.max_concurrency = 0
         self._concurrency = 0
@@ -111,6 +115,27 @@ class AirbyteStub(AirbyteJobs):
         left = float("inf") if times is None else times
         with self.lock:
             self._faults.append(_Fault(operation, kind, left, seconds, retry_after))
+
+    def say(
+        self,
+        operation: Operation,
+        said: Any,
+        times: int | None = 1,
+        *,
+        status: int = 200,
+        content_type: str = "application/json",
+        performs: bool = False,
+    ) -> None:
+        """Answer so many times with this JSON, or this text, in which AUTHORIZATION is what let one in.
+
+        `performs`: what was asked for is done besides.
+        """
+        left = float("inf") if times is None else times
+        text = said if isinstance(said, str) else json.dumps(said)
+        kind = "performed" if performs else "said"
+        with self.lock:
+            fault = _Fault(operation, kind, left, 0.0, "", (text, content_type), status)
+            self._faults.append(fault)
 
     def clear_faults(self) -> None:
         with self.lock:
@@ -142,18 +167,18 @@ class AirbyteStub(AirbyteJobs):
                     return fault
         return None
 
-    @contextmanager
-    def thread(self) -> Iterator[None]:
-        """One of the five threads of the public API."""
-        with self._threads:
-            with self.lock:
-                self._concurrency += 1
-                self.max_concurrency = max(self.max_concurrency, self._concurrency)
-            try:
-                yield
-            finally:
-                with self.lock:
-                    self._concurrency -= 1
+    def enter(self) -> None:
+        """Take one of the five threads of the public API."""
+        self._threads.acquire()
+        with self.lock:
+            self._concurrency += 1
+            self.max_concurrency = max(self.max_concurrency, self._concurrency)
+
+    def leave(self) -> None:
+        """Give it back."""
+        with self.lock:
+            self._concurrency -= 1
+        self._threads.release()
 
     def wait(self, seconds: float) -> None:
         self.stopping.wait(seconds)
@@ -214,6 +239,8 @@ class AirbyteStub(AirbyteJobs):
         limit, offset = int(query.get("limit", 20)), int(query.get("offset", 0))
         if not 1 <= limit <= 100:
             raise Refused(400, "bad-request", "limit must be between 1 and 100")
+        if "connectionId" in query and not self.lists_unknown_connections:
+            self.ensure_known(query["connectionId"])
         if query.get("status") == "queued" and not self.knows_queued:
             raise Refused(400, "bad-request", "status: unknown value queued")
         if self.lists_need_workspaces and not query.get("workspaceIds") and not query.get("connectionId"):
@@ -264,6 +291,14 @@ def _id_of(call: Call) -> int:
         raise Refused(400, "bad-request", "the id is no number") from None
 
 
+def _query_of(text: str) -> dict[str, str]:
+    """Return the query; of a list, which has its name several times, the values with commas between."""
+    found: dict[str, str] = {}
+    for key, value in parse_qsl(text, keep_blank_values=True):
+        found[key] = f"{found[key]},{value}" if key in found else value
+    return found
+
+
 def _operation_of(method: str, path: str) -> str:
     if path == "/api/v1/jobs/get_without_logs":
         return "reasons"
@@ -283,6 +318,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     stub: AirbyteStub
+    is_in = False
 
     def do_GET(self) -> None:
         self._serve()
@@ -302,11 +338,19 @@ class _Handler(BaseHTTPRequestHandler):
             if call.operation == "page":  # the web application answers every path with itself
                 self._send(200, HTML, "text/html")
                 return
-            with self.stub.thread():
-                self.stub.wait(self.stub.delay_s)
-                self._answer(call)
+            self.stub.enter()
+            self.is_in = True
+            self.stub.wait(self.stub.delay_s)
+            self._answer(call)
         except (ConnectionError, ValueError):  # the client gave up
             self.close_connection = True
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.is_in:
+            self.is_in = False
+            self.stub.leave()
 
     def _read(self) -> Call:
         parts = urlsplit(self.path)
@@ -319,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
             _operation_of(self.command, parts.path),
             self.command,
             parts.path,
-            dict(parse_qsl(parts.query)),
+            _query_of(parts.query),
             body,
             content_type,
             self.headers.get("Authorization") or "",
@@ -332,6 +376,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, call: Call) -> None:
         fault = self.stub.next_fault(call.operation)
         kind = fault.kind if fault is not None else None
+        if fault is not None and kind in {"said", "performed"}:
+            if kind == "performed":
+                self.stub.perform(call)
+            call.status = fault.status
+            text, content_type = fault.said
+            text = text.replace("AUTHORIZATION", call.authorization.partition(" ")[2])
+            self._send(fault.status, text, content_type)
+            return
         if fault is not None and kind == "hang":
             self.stub.wait(fault.seconds)
         if fault is not None and kind not in {"lost_answer", "hang"}:
@@ -382,6 +434,7 @@ class _Handler(BaseHTTPRequestHandler):
             lines.append(f"Retry-After: {retry_after}")
         if status == 302:
             lines.append("Location: https://login.example/")
+        self._leave()  # before the answer: whoever has it may ask again at once
         self.wfile.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     def _drop(self) -> None:

@@ -78,6 +78,11 @@ class ArmadaStub:
 
     def __init__(self, *, port: int = 0, credentials: Any = None, **options: Any) -> None:
         self.max_query_items = 500
+        self.max_cancel_items = 500
+        self.too_many = (grpc.StatusCode.UNKNOWN, "request contained more than {most} {word}")
+        """How too many ids are refused."""
+        self.delay_s = 0.0
+        """Before each answer."""
         self.appear_after_s = 0.0
         self.cancel_takes_s = 0.0
         self.known_queues: set[str] | None = None
@@ -85,7 +90,7 @@ class ArmadaStub:
         """Where set: what every call must carry."""
         self.keeps_client_ids = True
         self.lists_by_uri = True
-        self.states: dict[str, int] = {}
+        self.states: dict[str, Any] = {}
         """What is told of an id, whatever is true of it."""
         self.calls: list[Call] = []
         self.cancelled_job_sets: list[tuple[str, str]] = []
@@ -188,6 +193,11 @@ class ArmadaStub:
             if tells:
                 self._tell(job)
 
+    def move_all(self, state: int, error: str = "", *, every: int = 1) -> None:
+        """Bring all jobs, or each so manieth, into a state; no stream says so."""
+        for external_id in self.external_ids()[::every]:
+            self.move(external_id, state, error, tells=False)
+
     def run(self, external_id: str) -> None:
         self.move(external_id, State.RUNNING)
 
@@ -242,7 +252,7 @@ class ArmadaStub:
         log.append(event_pb2.EventStreamMessage(id=number, message=message))
         self._news.notify_all()
 
-    def _state_of(self, job: Job) -> int:
+    def _state_of(self, job: Job) -> Any:
         at_s = job.cancelled_at_s
         if job.state not in TERMINAL and at_s is not None and time.monotonic() >= at_s:
             job.state = State.CANCELLED
@@ -260,6 +270,8 @@ class ArmadaStub:
         given = dict(context.invocation_metadata())
         authorization = str(given.get("authorization", ""))
         left_s = context.time_remaining()
+        if self.delay_s:
+            self._stopped.wait(self.delay_s)
         with self._lock:
             deadline_s = left_s if left_s is not None and left_s < 1e6 else None
             self.calls.append(Call(method, authorization, ids, request, deadline_s))
@@ -303,6 +315,8 @@ class ArmadaStub:
     def cancel(self, request: Any, context: Any) -> Any:
         if len(request.reason.encode()) > 50:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "reason cannot be longer than 50 bytes")
+        if len(request.job_ids) > self.max_cancel_items:
+            self._refuse_count(self.max_cancel_items, "jobIds", context)
         ids = [each for each in (*request.job_ids, request.job_id) if each]
         if not ids:
             self.cancelled_job_sets.append((request.queue, request.job_set_id))
@@ -321,9 +335,11 @@ class ArmadaStub:
 
     def check_count(self, count: int, word: str, context: Any) -> None:
         if count > self.max_query_items:
-            context.abort(
-                grpc.StatusCode.UNKNOWN, f"request contained more than {self.max_query_items} {word}"
-            )
+            self._refuse_count(self.max_query_items, word, context)
+
+    def _refuse_count(self, most: int, word: str, context: Any) -> None:
+        code, words = self.too_many
+        context.abort(code, words.format(most=most, word=word))
 
     def status(self, request: Any, context: Any) -> Any:
         self.check_count(len(request.job_ids), "jobIds", context)
@@ -378,7 +394,7 @@ class ArmadaStub:
         with self._lock:
             self._streams += 1
             number = self._streams
-        start = tuple(int(part) for part in request.from_message_id.split(":")) or (0,)
+        start = tuple(int(part) for part in request.from_message_id.split(":") if part)
         sent = 0
         while context.is_active() and not self._stopped.is_set():
             with self._news:

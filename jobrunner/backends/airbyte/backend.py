@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from jobrunner.backends.airbyte import cancelling
-from jobrunner.backends.airbyte.client import LONG_S, Api
+from jobrunner.backends.airbyte.client import Api
 from jobrunner.backends.airbyte.connection import AirbyteConnection
 from jobrunner.backends.airbyte.feed import FRESH_S, OVERLAP_S, RECONCILE_EVERY_S, Feed
 from jobrunner.backends.airbyte.memory import Memory
 from jobrunner.backends.airbyte.pages import Pages
 from jobrunner.backends.airbyte.reasons import Reasons
 from jobrunner.backends.airbyte.submitting import DOUBT_S, IsHeld, Submissions
+from jobrunner.backends.airbyte.transport import LONG_S
 from jobrunner.backends.airbyte.trouble import AirbyteError, Kind
 from jobrunner.backends.base import Absent, Found, Gone, LogLine, Observation, Patience, RemoteError, Unsure
 from jobrunner.clock import monotonic_s
@@ -78,8 +79,8 @@ class AirbyteBackend:
         await self.api.list_jobs({"limit": 1, **self._in_workspaces()})
         return f"Airbyte answered GET /jobs at {self.options.shown_url}"
 
-    def _in_workspaces(self) -> dict[str, str]:
-        ids = ",".join(map(str, self.options.workspace_ids))
+    def _in_workspaces(self) -> dict[str, list[str]]:
+        ids = [str(each) for each in self.options.workspace_ids]
         return {"workspaceIds": ids} if ids else {}
 
     # --- submitting ------------------------------------------------------------------------------
@@ -93,9 +94,10 @@ class AirbyteBackend:
 
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         """Start the job, in one request that is never repeated, and return its id."""
-        job = await self._submissions.submit(spec, token)
-        self._memory.expect(job)
-        return str(job.id)
+        job_id, job = await self._submissions.submit(spec, token)
+        if job is not None:
+            self._memory.expect(job)
+        return str(job_id)
 
     async def find(
         self,
@@ -120,14 +122,15 @@ class AirbyteBackend:
         memory = self._memory
         memory.ask(numbers.values(), monotonic_s())
         asked = [number for number in numbers.values() if not memory.jobs[number].is_over]
+        are_few = len(memory.open()) <= self._few
         try:
-            if asked and len(memory.open()) <= self._few:
+            if asked and are_few:
                 await self._feed.look(asked)
             elif asked:
                 await self._by_lists(asked)
         except AirbyteError as error:
             raise error.of_reading() from error
-        await self._explain(numbers.values())
+        await self._explain(numbers.values(), are_few=are_few)
         return {each: self._answer(numbers[each]) if each in numbers else _NO_ID for each in ids}
 
     async def _by_lists(self, asked: Sequence[int]) -> None:
@@ -137,6 +140,11 @@ class AirbyteBackend:
             feed.reconcile_soon()
         reconciling = feed.reconcile_when_due()
         await feed.refresh()
+        if feed.is_blind and reconciling is not None:
+            await asyncio.wait([reconciling], timeout=_LISTS_S)
+        if feed.is_blind:
+            await self._by_turns(asked)
+            return
         if 0 < len(new) <= _NEW_BY_ID_MOST:
             await feed.look(each for each in new if jobs[each].job is None)
         elif new and reconciling is not None:
@@ -149,11 +157,21 @@ class AirbyteBackend:
         hidden.sort(key=lambda each: jobs[each].looked_s)
         await feed.look(hidden[:_NEW_BY_ID_MOST])
 
-    async def _explain(self, asked: Iterable[int]) -> None:
+    async def _by_turns(self, asked: Sequence[int]) -> None:
+        """Ask by id for some of them, and let the others be in trouble: what is known of them grows old."""
+        jobs, trouble = self._memory.jobs, self._feed.trouble
+        if trouble is not None and (trouble.kind is Kind.THROTTLED or trouble.retry_after_s is not None):
+            raise trouble
+        in_turn = sorted(asked, key=lambda each: jobs[each].looked_s)
+        for each in in_turn[_NEW_BY_ID_MOST:]:
+            jobs[each].trouble = str(trouble)
+        await self._feed.look(in_turn[:_NEW_BY_ID_MOST])
+
+    async def _explain(self, asked: Iterable[int], *, are_few: bool) -> None:
         """Find out why jobs failed, and where their pages are, as far as that is to be had."""
         jobs = [known for each in asked if (known := self._memory.jobs[each]).is_unexplained]
         await self._reasons.explain(jobs)
-        await self._pages.point_to(jobs, may_ask=len(self._memory.jobs) <= self._few)
+        await self._pages.point_to(jobs, may_ask=are_few)
         for known in jobs:
             known.is_explained = known.is_over
 

@@ -1,7 +1,7 @@
 """Cancelling one job: Airbyte ends what runs on the job's connection, so it is looked at before and after.
 
 Between the last look and the DELETE a moment remains in which the job may end and a newer one begin: Airbyte
-has no call that would exclude it. What was hit then is told.
+has no call that would exclude it. What was hit then is told, and so is a job that began in place of this one.
 """
 
 from jobrunner.backends.airbyte.client import Api
@@ -43,7 +43,7 @@ async def cancel(api: Api, memory: Memory, job_id: int) -> str | None:
             raise
     after = await api.get_job(job_id)
     memory.learn(after)
-    if after.is_over and after.phase is not Phase.CANCELLED:
+    if after.is_over:
         await _tell_of_another(api, memory, after)
     return None
 
@@ -55,13 +55,19 @@ async def _running(api: Api, job: Job) -> Job | None:
 
 
 async def _tell_of_another(api: Api, memory: Memory, job: Job) -> None:
-    """The job ended by itself while its end was asked for: see whether a newer one was hit in its place."""
-    newest = await api.newest_jobs(job.connection_id)
-    hit = next((each for each in newest if each.id > job.id and each.phase is Phase.CANCELLED), None)
-    if hit is None:
+    """See whether a newer job was hit in place of one that ended by itself, or began after a cancellation."""
+    listed = await api.newest_jobs(job.connection_id) if job.connection_id else []
+    newer = [each for each in listed if each.id > job.id]
+    if job.phase is Phase.CANCELLED:
+        # Some versions of Airbyte begin another one in place of a job that had not begun.
+        other = next((each for each in newer if not each.is_over), None)
+        note = "the newer job {} of its Airbyte connection has begun since"
+    else:
+        other = next((each for each in newer if each.phase is Phase.CANCELLED), None)
+        note = "it ended by itself while it was being cancelled, which may have ended the newer job {}"
+    if other is None:
         return
-    note = f"it ended by itself while it was being cancelled, which may have ended the newer job {hit.id}"
-    log.warning("a cancellation may have hit a newer run", job=job.id, newer=hit.id)
+    log.warning("there is a newer job beside a cancelled one", job=job.id, newer=other.id, its=other.status)
     known = memory.jobs.get(job.id)
     if known is not None:
-        known.note = note
+        known.note = note.format(other.id)

@@ -2,30 +2,27 @@
 
 import asyncio
 import datetime as dt
-import ssl
-import time
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from typing import Any
 
 from jobrunner.backends.airbyte.connection import AirbyteConnection
-from jobrunner.backends.airbyte.reading import Failure, Job, failures_of, job_of
+from jobrunner.backends.airbyte.reading import Failure, Job, failures_of, id_of, job_of
 from jobrunner.backends.airbyte.tokens import TokenAnswer, Tokens
+from jobrunner.backends.airbyte.transport import Raw, Transport
 from jobrunner.backends.airbyte.trouble import (
     AirbyteError,
     Call,
     Kind,
+    date_of,
     is_html,
+    is_usual,
     not_airbyte,
     of_status,
-    of_transport,
 )
 from jobrunner.backends.base import ensure_in_time
-from jobrunner.errors import SettingsError
-from jobrunner.extras import require
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -33,12 +30,6 @@ log = get_logger(__name__)
 PAGE = 100
 """Jobs a page. Source: GET /jobs, limit <= 100."""
 
-LONG_S = 100.0
-"""How long a POST or DELETE may take: the server waits up to 60 s for the workflow before it answers."""
-
-_CONNECT_S, _READ_S = 5.0, 20.0
-_SLACK_S = 10.0  # for the connection, and for the body after its first byte
-_KEEP_S = 4.0  # servers end an idle connection after 5 s or more
 _UNAUTHORIZED = 401
 _SUCCESS = range(200, 300)
 
@@ -63,12 +54,14 @@ class Api:
     """Makes every call of one connection, for one event loop: few at once, each with its own time.
 
     A call is made once. Only one that was answered with 401, and so was not let in, is made once more with a
-    new token. Every method raises `AirbyteError`, and `UsageError` where httpx is not installed.
+    new token. Every method raises `AirbyteError`, and `UsageError` where httpx is not installed; to make one
+    raises `SettingsError` for a `ca_file` that cannot be used.
     """
 
     def __init__(self, options: AirbyteConnection) -> None:
         self.options = options
-        self._clients: tuple[Any, Any] | None = None
+        self._transport = Transport(options.ca_file)
+        self._has_warned = False
         self._all = asyncio.Semaphore(options.at_once)
         # Calls that take a minute must leave a place to those that take a moment.
         self._long = asyncio.Semaphore(max(1, options.at_once - 1))
@@ -79,17 +72,27 @@ class Api:
 
     async def get_job(self, job_id: int) -> Job:
         """GET /jobs/{id}."""
-        return _one_job(await self._call("GET", f"/jobs/{job_id}"), f"GET /jobs/{job_id}", self._place())
+        answer = await self._call("GET", f"/jobs/{job_id}")
+        job = job_of(answer.data)
+        if job is None or job.id != job_id:
+            what = "no job" if job is None else f"the job {job.id}"
+            raise not_airbyte(self._place(f"GET /jobs/{job_id}"), answer.status, what)
+        return job
 
     async def list_jobs(self, params: Mapping[str, Any]) -> Page:
         """GET /jobs with these filters; `limit` is at most 100."""
-        answer = await self._call("GET", "/jobs", params={"limit": PAGE, **params}, shows_url=True)
-        entries = answer.data.get("data") if isinstance(answer.data, dict) else None
+        # Where the URL is as it should be, a 404 is about the Airbyte connection that the filter names.
+        shows_url = "connectionId" not in params or not is_usual(self.options.url)
+        answer = await self._call("GET", "/jobs", params={"limit": PAGE, **params}, shows_url=shows_url)
+        entries = answer.data.get("data", 0) if isinstance(answer.data, dict) else 0
+        if entries is None:  # how some servers write that there are none
+            entries = []
         if not isinstance(entries, list):
             raise not_airbyte(self._place("GET /jobs"), answer.status, "no list of jobs")
         jobs = [job for job in map(job_of, entries) if job is not None]
-        if len(jobs) < len(entries):
-            log.warning("Airbyte listed jobs that cannot be read", count=len(entries) - len(jobs))
+        if len(jobs) < len(entries) and not self._has_warned:
+            self._has_warned = True
+            log.warning("Airbyte lists jobs that cannot be read", count=len(entries) - len(jobs))
         return Page(jobs, len(entries), answer.at)
 
     async def newest_jobs(self, connection_id: str) -> list[Job]:
@@ -98,15 +101,23 @@ class Api:
         page = await self.list_jobs(params)
         return sorted(page.jobs, key=lambda job: job.id, reverse=True)
 
-    async def post_job(self, connection_id: str, job_type: str) -> Job:
-        """POST /jobs, within the time in which a submission may leave; never repeated once it was let in."""
-        answer = await self._call(
-            "POST", "/jobs", body={"connectionId": connection_id, "jobType": job_type}, before=ensure_in_time
-        )
-        job = job_of(answer.data)
-        if job is None:  # it may have been made all the same
+    async def post_job(self, connection_id: str, job_type: str) -> tuple[int, Job | None]:
+        """POST /jobs, within the time in which a submission may leave; never repeated once it was let in.
+
+        Returns the new job's id, and the job where the answer tells of it.
+        """
+        body = {"connectionId": connection_id, "jobType": job_type}
+        try:
+            answer = await self._call("POST", "/jobs", body=body, before=ensure_in_time)
+        except AirbyteError as error:
+            if error.status not in _SUCCESS:
+                raise
+            # Whoever it was that said yes in such a way: the job may have been made.
+            raise AirbyteError(str(error), Kind.UNCLEAR, status=error.status) from error
+        job_id = id_of(answer.data)
+        if job_id is None:
             raise AirbyteError("POST /jobs was answered without a job", Kind.UNCLEAR, status=answer.status)
-        return job
+        return job_id, job_of(answer.data)
 
     async def delete_job(self, job_id: int) -> None:
         """DELETE /jobs/{id}: ends what runs on the job's connection, which may be another job."""
@@ -127,9 +138,7 @@ class Api:
         """Give the connections back."""
         if self._tokens is not None:
             await self._tokens.close()
-        clients, self._clients = self._clients, None
-        for client in clients or ():
-            await client.aclose()
+        await self._transport.close()
 
     # --- the one way --------------------------------------------------------------------------------
 
@@ -154,15 +163,16 @@ class Api:
             async with self._place_free(is_long=is_long):
                 if before is not None:
                     before()
-                response = await self._send(
-                    call, method, url, is_long=is_long, params=params, json=body, headers=authorization
+                inside = call.letting_in(authorization)
+                raw = await self._transport.send(
+                    inside, method, url, is_long=is_long, params=params, json=body, headers=authorization
                 )
-            if response.status_code == _UNAUTHORIZED and token is not None and attempt == 1:
+            if raw.status == _UNAUTHORIZED and token is not None and attempt == 1:
                 assert self._tokens is not None
                 self._tokens.forget(token)
                 continue
             break
-        return _read(call, response)
+        return _read(inside, raw)
 
     @asynccontextmanager
     async def _place_free(self, *, is_long: bool) -> AsyncIterator[None]:
@@ -173,49 +183,6 @@ class Api:
             async with self._all:
                 yield
 
-    async def _send(self, call: Call, method: str, url: str, *, is_long: bool, **request: Any) -> Any:
-        import httpx
-
-        plain, fresh = self._clients_now()
-        read_s = LONG_S if is_long else _READ_S
-        times = httpx.Timeout(_READ_S, connect=_CONNECT_S, read=read_s)
-        # A connection that was kept may be closed by the server in this very moment: a GET is asked again
-        # by whoever wants to know, while a POST would be in doubt for nothing.
-        client = fresh if method != "GET" else plain
-        try:
-            async with asyncio.timeout(read_s + _SLACK_S):
-                return await client.request(method, url, timeout=times, **request)
-        except TimeoutError:
-            told = f"{call.name} got no answer from {call.place} within {read_s + _SLACK_S:g} s"
-            raise AirbyteError(told, Kind.UNCLEAR) from None
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
-            raise of_transport(call, error) from error
-
-    def _clients_now(self) -> tuple[Any, Any]:
-        if self._clients is None:
-            httpx = require("httpx", "airbyte", "Airbyte")
-            common: dict[str, Any] = {
-                "verify": self._trusted(),
-                "follow_redirects": False,  # a login page is no answer, and a POST must not become a GET
-                "headers": {"User-Agent": f"jobrunner/{version('jobrunner')}", "Accept": "application/json"},
-            }
-            keep = httpx.Limits(keepalive_expiry=_KEEP_S)
-            forget = httpx.Limits(max_keepalive_connections=0)
-            self._clients = (
-                httpx.AsyncClient(limits=keep, **common),
-                httpx.AsyncClient(limits=forget, **common),
-            )
-        return self._clients
-
-    def _trusted(self) -> ssl.SSLContext | bool:
-        path = self.options.ca_file
-        if path is None:
-            return True
-        try:
-            return ssl.create_default_context(cafile=str(path.expanduser()))
-        except OSError as error:
-            raise SettingsError(f"The `ca_file` {path} of the connection cannot be used: {error}.") from None
-
     # --- being let in -------------------------------------------------------------------------------
 
     async def _authorization(self) -> tuple[dict[str, str], str | None]:
@@ -225,12 +192,9 @@ class Api:
             try:
                 token = await self._tokens.get()
             except AirbyteError as error:
-                if error.kind is not Kind.UNCLEAR:
-                    raise
-                # Whatever was to be asked has not been sent.
-                told = AirbyteError(str(error), Kind.NETWORK, status=error.status)
-                told.retry_after_s = error.retry_after_s
-                raise told from error
+                # Whatever was to be asked has not been sent, and so was not answered.
+                kind = Kind.NETWORK if error.kind is Kind.UNCLEAR else error.kind
+                raise AirbyteError(str(error), kind, retry_after_s=error.retry_after_s) from error
             return {"Authorization": f"Bearer {token}"}, token
         if options.token is not None:
             return {"Authorization": f"Bearer {options.token.get_secret_value()}"}, None
@@ -246,9 +210,9 @@ class Api:
         url = f"{self.options.url}/applications/token"
         body: dict[str, Any] = {"data": fields} if as_form else {"json": fields}
         async with self._place_free(is_long=False):
-            response = await self._send(call, "POST", url, is_long=False, **body)
+            raw = await self._transport.send(call, "POST", url, is_long=False, **body)
         try:
-            answer = _read(call, response)
+            answer = _read(call, raw)
         except AirbyteError as error:
             if error.status in {400, 401, 403, 422} and error.kind is not Kind.NOT_AIRBYTE:
                 told = f"Airbyte refused the client id or secret at {call.place}: {error.status} {error.said}"
@@ -256,8 +220,7 @@ class Api:
             raise
         if not isinstance(answer.data, dict):
             raise not_airbyte(call, answer.status, "no token")
-        now_s = answer.at.timestamp() if answer.at is not None else time.time()
-        return TokenAnswer(answer.data, now_s)
+        return TokenAnswer(answer.data, answer.at.timestamp() if answer.at is not None else None)
 
     def _place(self, name: str = "", *, shows_url: bool = False) -> Call:
         options = self.options
@@ -266,9 +229,9 @@ class Api:
         return Call(name, options.url, tuple(filter(None, secrets)), shows_url)
 
 
-def _read(call: Call, response: Any) -> _Answer:
+def _read(call: Call, raw: Raw) -> _Answer:
     """Return the JSON of a success. Raises `AirbyteError` for every other answer."""
-    status, headers, text = response.status_code, response.headers, response.text
+    status, headers, text = raw.status, raw.headers, raw.text
     if status not in _SUCCESS:
         raise of_status(call, status, headers, text)
     data: Any = None
@@ -276,22 +239,7 @@ def _read(call: Call, response: Any) -> _Answer:
         if is_html(headers, text):
             raise not_airbyte(call, status, "an HTML page")
         try:
-            data = response.json()
-        except ValueError:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
             raise not_airbyte(call, status, "something that is no JSON") from None
-    return _Answer(data, status, _date_of(headers))
-
-
-def _date_of(headers: Mapping[str, str]) -> dt.datetime | None:
-    try:
-        found = parsedate_to_datetime(headers.get("date", ""))
-    except (ValueError, TypeError):
-        return None
-    return found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)
-
-
-def _one_job(answer: _Answer, name: str, call: Call) -> Job:
-    job = job_of(answer.data)
-    if job is None:
-        raise not_airbyte(Call(name, call.url), answer.status, "no job")
-    return job
+    return _Answer(data, status, date_of(headers))

@@ -1,11 +1,13 @@
 """What a connection of kind `airbyte` may say."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobrunner.backends.airbyte.trouble import CLOUD_URL, SELF_HOSTED_PATH
+from jobrunner.backends.airbyte.trouble import CLOUD_URL, SELF_HOSTED_PATH, is_cloud, is_sendable
 from jobrunner.errors import SettingsError
 from jobrunner.redaction import mask_url
 from jobrunner.settings import ConnectionSettings
@@ -23,6 +25,7 @@ from jobrunner.settings import ConnectionSettings
 _AT_ONCE_SELF_HOSTED = 3  # such a server has 5 threads for the public API, and other clients
 _AT_ONCE_CLOUD = 8
 _CLOUD_PAGES = "https://cloud.airbyte.com"
+_URL = re.compile(r"https?://[^\s\x00-\x1f/][^\s\x00-\x1f]*")
 
 
 def _as_list(value: object) -> object:
@@ -34,12 +37,45 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _as_token(value: object) -> object:
+    text = _as_text(value)
+    if not isinstance(text, str):
+        return text
+    text = text.strip()  # as a file has it, whose last line ends
+    if not is_sendable(text):
+        raise ValueError("holds a character that no header can have, or nothing: correct it")
+    return text
+
+
 def _without_slash(value: object) -> object:
     return value.strip().rstrip("/") if isinstance(value, str) else value
 
 
-_Url = Annotated[str, BeforeValidator(_without_slash), Field(pattern=r"^https?://[^\s/]\S*$")]
+def _as_url(value: str) -> str:
+    if not _URL.fullmatch(value):
+        raise ValueError("must be of the form http:// or https://")
+    try:
+        parts = urlsplit(value)
+        is_place = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port of letters or above 65535, half an IPv6 address
+        is_place = False
+    if not is_place:
+        raise ValueError("names no host, or a port that there is not: correct it")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds a user or a password: give 'username' and 'password'")
+    if parts.query or parts.fragment:
+        raise ValueError("ends with its path: leave out what follows the ? or #")
+    return value
+
+
+def _as_url_or_nothing(value: str) -> str:
+    return _as_url(value) if value else value
+
+
+_Url = Annotated[str, BeforeValidator(_without_slash), AfterValidator(_as_url)]
+_UrlOrNothing = Annotated[str, BeforeValidator(_without_slash), AfterValidator(_as_url_or_nothing)]
 _Secret = Annotated[SecretStr, BeforeValidator(_as_text)]
+_Token = Annotated[SecretStr, BeforeValidator(_as_token)]
 
 
 class AirbyteConnection(BaseModel):
@@ -57,12 +93,12 @@ class AirbyteConnection(BaseModel):
     url: _Url = CLOUD_URL
     client_id: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)] | None = None
     client_secret: _Secret | None = None
-    token: _Secret | None = None
+    token: _Token | None = None
     username: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)] | None = None
     password: _Secret | None = None
     workspace_ids: Annotated[tuple[UUID, ...], BeforeValidator(_as_list)] = ()
     calls_at_once: Annotated[int, Field(ge=1, le=100)] | None = None
-    config_api_url: Annotated[str, BeforeValidator(_without_slash)] | None = None
+    config_api_url: _UrlOrNothing | None = None
     ui_url: _Url | None = None
     ca_file: Path | None = None
 
@@ -84,14 +120,12 @@ class AirbyteConnection(BaseModel):
         ways = [key for key in ("client_id", "token", "username") if getattr(self, key) is not None]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(map(repr, ways))} are different ways to be let in: give one")
-        if urlsplit(self.url).username or urlsplit(self.url).password:
-            raise ValueError("'url' holds a user or a password: give 'username' and 'password'")
         return self
 
     @property
     def is_cloud(self) -> bool:
         """Whether it is Airbyte's own service."""
-        return (urlsplit(self.url).hostname or "").endswith("airbyte.com")
+        return is_cloud(self.url)
 
     @property
     def at_once(self) -> int:
@@ -125,8 +159,6 @@ def _told(item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"there is no {key!r} (known: {', '.join(AirbyteConnection.model_fields)})"
-    if item["type"] == "string_pattern_mismatch":
-        return f"{key!r} must be of the form http:// or https://"
     if item["type"] == "value_error":
-        return str(item["msg"]).removeprefix("Value error, ")
+        return " ".join(filter(None, (repr(key) if key else "", str(item["ctx"]["error"]))))
     return f"{key!r}: {item['msg']}"

@@ -86,6 +86,11 @@ class Feed:
             self._reconciling.add_done_callback(self._on_reconciled)
         return self._reconciling
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether no list has ever been read, and cannot be: what is known is only what was asked by id."""
+        return self._mark is None and self.trouble is not None
+
     def reconcile_soon(self) -> None:
         """Let the next look reconcile: there is somebody of whom nothing is known."""
         if self.trouble is None:
@@ -120,7 +125,7 @@ class Feed:
         except AirbyteError as error:
             if error.kind not in NOT_VISIBLE:
                 known.trouble = str(error)
-                if error.kind is Kind.THROTTLED:
+                if error.kind is Kind.THROTTLED or error.retry_after_s is not None:
                     raise
                 return
             await self._take_as_gone(job_id, error)
@@ -141,11 +146,10 @@ class Feed:
             self._mark, self._reconcile_at_s = None, float("-inf")
         if self._mark is not None:
             start = self._mark - self._overlap
-            first = True
+            mark: dt.datetime | None = None
             async for page in self._pages({"updatedAtStart": _as_time(start), "orderBy": "updatedAt|DESC"}):
-                if first:
-                    self._mark = _time_of(page)
-                    first = False
+                mark = mark or _time_of(page)
+            self._mark = mark or self._mark  # only now: what a page that failed had is asked for again
         self._read_s = begun_s
 
     def _on_read(self, task: asyncio.Task[None]) -> None:
@@ -157,7 +161,6 @@ class Feed:
 
     async def _reconcile(self) -> None:
         begun_s = monotonic_s()
-        self._memory.forget_the_unasked(begun_s)
         await self._derive_workspaces()
         watched = set(self._memory.open())
         shown: set[int] = set()
@@ -189,6 +192,7 @@ class Feed:
         else:
             told = AirbyteError(f"{type(error).__name__}: {error}", Kind.UNCLEAR)
             self.trouble = error if isinstance(error, AirbyteError) else told
+            wait_s = max(wait_s, min(self.trouble.retry_after_s or 0.0, self._reconcile_every_s))
             log.warning("the jobs of an Airbyte server cannot be listed", error=str(self.trouble))
         self._reconcile_at_s = monotonic_s() + wait_s
 
@@ -197,16 +201,20 @@ class Feed:
     async def _pages(self, filters: dict[str, Any]) -> AsyncIterator[Page]:
         """Yield page after page, and learn what is in it.
 
-        The offsets are ours, because the server's `next` links drop the filters; a short page is the last.
+        The offsets are ours, because the server's `next` links drop the filters; a short page is the last,
+        and so is one that holds what the one before it held: such a server knows no offsets.
         """
+        before: list[int] | None = None
         for number in range(_PAGES_MOST):
             page = await self._page({**filters, "offset": number * PAGE})
             self._listed_s = monotonic_s()
             for job in page.jobs:
                 self._memory.learn(job)
             yield page
-            if page.count < PAGE:
+            ids = [job.id for job in page.jobs]
+            if page.count < PAGE or ids == before:
                 return
+            before = ids
 
     async def _page(self, filters: dict[str, Any]) -> Page:
         try:
@@ -223,7 +231,7 @@ class Feed:
             return await self._api.list_jobs(self._in_workspaces(filters))
 
     def _in_workspaces(self, filters: dict[str, Any]) -> dict[str, Any]:
-        return {**filters, "workspaceIds": ",".join(self._workspaces)} if self._workspaces else filters
+        return {**filters, "workspaceIds": list(self._workspaces)} if self._workspaces else filters
 
     async def _derive_workspaces(self) -> None:
         """Learn the workspaces of the Airbyte connections whose jobs are watched, where that is needed."""
@@ -240,16 +248,19 @@ class Feed:
                         self._workspaces[workspace] = None
 
     async def _take_as_gone(self, job_id: int, error: AirbyteError) -> None:
-        """Take an answer as "not visible", unless it is these credentials that see nothing at all."""
+        """Take an answer as "not visible", unless nothing at all is to be seen there."""
         known = self._memory.jobs.get(job_id)
-        if error.kind is Kind.PERMISSION and monotonic_s() - self._listed_s > _LISTED_GOOD_S:
+        # A proxy whose server is away answers every path with 404, and lost rights show as 403.
+        if monotonic_s() - self._listed_s > _LISTED_GOOD_S:
             try:
                 await self._api.list_jobs(self._in_workspaces({"limit": 1}))
                 self._listed_s = monotonic_s()
             except AirbyteError as other:
-                if known is not None:
-                    known.trouble = str(other if other.kind not in NOT_VISIBLE else error)
-                return
+                # Where only the list is refused, Airbyte itself has answered for the job.
+                if error.kind is Kind.PERMISSION or other.kind not in _NOT_FOR_US:
+                    if known is not None:
+                        known.trouble = str(other if other.kind not in NOT_VISIBLE else error)
+                    return
         self._memory.gone(job_id)
 
 

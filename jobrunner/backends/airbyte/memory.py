@@ -8,6 +8,7 @@ from jobrunner.backends.airbyte.reading import Failure, Job, observation_of
 from jobrunner.backends.base import Observation
 
 _FORGET_S = 2 * 3600.0  # a job that nobody asked about for so long is watched by nobody here
+_FORGET_EVERY_S = 600.0
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Known:
 
     def observation(self) -> Observation | None:
         """Return what is known, in our words; None where nothing is, or no longer; made once a change."""
-        if self.job is None or self.trouble:
+        if self.job is None or (self.trouble and not self.is_over):
             return None
         base = (self.job, self.has_run, self.page, self.failures, self.note)
         if self._told[:-1] != base:
@@ -68,9 +69,14 @@ class Memory:
     def __init__(self) -> None:
         self.jobs: dict[int, Known] = {}
         self._early: dict[int, Job] = {}  # told before anybody asked: the answer of a POST
+        self._forget_at_s = float("-inf")
 
     def ask(self, ids: Iterable[int], now_s: float) -> None:
-        """Take note that somebody watches these."""
+        """Take note that somebody watches these, and drop those about which nobody asks any more."""
+        if now_s >= self._forget_at_s:
+            self._forget_at_s = now_s + _FORGET_EVERY_S
+            for job_id in [each for each, known in self.jobs.items() if now_s - known.asked_s > _FORGET_S]:
+                del self.jobs[job_id]
         for job_id in ids:
             known = self.jobs.get(job_id)
             if known is None:
@@ -110,8 +116,3 @@ class Memory:
         """Return the Airbyte connections of the jobs that are known."""
         found = (known.job.connection_id for known in self.jobs.values() if known.job is not None)
         return list(dict.fromkeys(filter(None, found)))
-
-    def forget_the_unasked(self, now_s: float) -> None:
-        """Drop the jobs about which nobody asks any more."""
-        for job_id in [each for each, known in self.jobs.items() if now_s - known.asked_s > _FORGET_S]:
-            del self.jobs[job_id]

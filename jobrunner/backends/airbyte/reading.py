@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from jobrunner.backends.airbyte.trouble import shown
 from jobrunner.backends.base import Observation
 from jobrunner.logs import get_logger
 from jobrunner.redaction import mask_url
@@ -34,7 +35,11 @@ _DURATION = re.compile(
 )
 _MILLISECONDS_FROM = 10**11
 _MESSAGE_MOST = 1000
+_RAW_MOST = 10_000  # of a message that may be a whole stack trace
 _FAILURES_MOST = 5
+_TEXT_MOST = 200
+_NUMBERS = range(2**63)  # what databases and JSON readers of others can hold
+_WORDS_MOST = 1000
 
 _unknown_words: set[str] = set()
 
@@ -51,24 +56,30 @@ def _moment(value: object) -> dt.datetime | None:
         return None
     try:
         found = dt.datetime.fromisoformat(value.strip())
-    except ValueError:
-        return None
-    return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
-
-
-def _number(value: object) -> int | None:
-    try:
-        return int(value) if isinstance(value, (int, float, str)) else None
+        return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
     except (ValueError, OverflowError):
         return None
 
 
+def _number(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    try:
+        found = int(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if found in _NUMBERS else None
+
+
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return shown(value).strip()[:_TEXT_MOST] if isinstance(value, str) else ""
 
 
 _Text = Annotated[str, BeforeValidator(_text)]
 _Number = Annotated[int | None, BeforeValidator(_number)]
+_Id = Annotated[int, Field(gt=0), BeforeValidator(_number)]
 
 
 class Job(BaseModel):
@@ -76,8 +87,8 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    id: int = Field(alias="jobId")
-    status: Annotated[str, Field(min_length=1)]
+    id: _Id = Field(alias="jobId")
+    status: Annotated[_Text, Field(min_length=1)]
     kind: _Text = Field("", alias="jobType")
     connection_id: _Text = Field("", alias="connectionId")
     started: Annotated[dt.datetime | None, BeforeValidator(_moment)] = Field(None, alias="startTime")
@@ -91,7 +102,7 @@ class Job(BaseModel):
         """What its status means; a word that is not known waits, and is logged once."""
         phase = _PHASES.get(self.status.lower())
         if phase is None:
-            if self.status not in _unknown_words:
+            if self.status not in _unknown_words and len(_unknown_words) < _WORDS_MOST:
                 _unknown_words.add(self.status)
                 log.warning("Airbyte says a word that is not known here: the job waits", status=self.status)
             return Phase.WAITING
@@ -121,6 +132,11 @@ def job_of(data: object) -> Job | None:
         return None
 
 
+def id_of(data: object) -> int | None:
+    """Read the id of one JobResponse, whatever else is in it; None where there is none."""
+    return _number(data.get("jobId")) or None if isinstance(data, Mapping) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One reason for a failure, as the config API tells it."""
@@ -143,18 +159,20 @@ def failures_of(answer: object) -> list[Failure]:
         attempt = entry.get("attempt", entry) if isinstance(entry, Mapping) else None
         summary = attempt.get("failureSummary") if isinstance(attempt, Mapping) else None
         found = summary.get("failures") if isinstance(summary, Mapping) else None
-        reasons = [_failure(each) for each in found or () if isinstance(each, Mapping)]
+        entries = found if isinstance(found, list) else []
+        reasons = [_failure(each) for each in entries if isinstance(each, Mapping)]
         if reasons:
             return [reason for reason in reasons if reason.message][:_FAILURES_MOST]
     return []
 
 
 def _failure(found: Mapping[str, Any]) -> Failure:
-    message = _text(found.get("externalMessage")) or _text(found.get("internalMessage"))
+    told = (found.get(key) for key in ("externalMessage", "internalMessage"))
+    message = next((each for each in told if isinstance(each, str) and each.strip()), "")
     return Failure(
         _text(found.get("failureOrigin")),
         _text(found.get("failureType")),
-        mask_url(" ".join(message.split()))[:_MESSAGE_MOST],
+        mask_url(" ".join(shown(message[:_RAW_MOST]).split()))[:_MESSAGE_MOST],
     )
 
 
@@ -214,7 +232,10 @@ def duration_s(text: str) -> float | None:
     if found is None or not any(found.groups()):
         return None
     parts = {name: float(value) for name, value in found.groupdict().items() if value}
-    return dt.timedelta(**parts).total_seconds()
+    try:
+        return dt.timedelta(**parts).total_seconds()
+    except OverflowError:
+        return None
 
 
 def _detail_of(job: Job, page: str | None, failures: Sequence[Failure], note: str) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import binascii
 import json
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jobrunner.backends.airbyte.trouble import AirbyteError, Kind
+from jobrunner.backends.airbyte.trouble import AirbyteError, Kind, is_sendable
 from jobrunner.clock import monotonic_s
 
 _LIFE_S = 180.0  # of older servers; where none is told
@@ -25,10 +27,10 @@ Ask = Callable[[dict[str, str], bool], Awaitable["TokenAnswer"]]
 
 @dataclass(frozen=True, slots=True)
 class TokenAnswer:
-    """What the server said, and when by its own clock (seconds since 1970)."""
+    """What the server said, and when by its own clock (seconds since 1970; None: it does not tell)."""
 
     data: Mapping[str, Any]
-    server_now_s: float
+    server_now_s: float | None
 
 
 class Tokens:
@@ -76,7 +78,7 @@ class Tokens:
         asked_s = monotonic_s()
         answer = await self._asked()
         token = answer.data.get("access_token") or answer.data.get("accessToken")
-        if not isinstance(token, str) or not token:
+        if not isinstance(token, str) or not is_sendable(token):
             raise AirbyteError("Airbyte answered the request for a token without one", Kind.NOT_AIRBYTE)
         life_s = life_of(answer.data, token, answer.server_now_s)
         self._token = token
@@ -96,7 +98,10 @@ class Tokens:
             answer = await self._ask(fields, as_form)
         except AirbyteError as first:
             is_refusal = 400 <= first.status < 500 and first.kind not in _NOT_ABOUT_THE_FORM  # noqa: PLR2004
-            if self._as_form is not None or not is_refusal:
+            if self._as_form is not None and is_refusal:
+                self._as_form = None  # it may be another version of the server by now
+                raise
+            if not is_refusal:
                 raise
             try:
                 answer = await self._ask(fields, True)
@@ -108,8 +113,11 @@ class Tokens:
         return answer
 
 
-def life_of(data: Mapping[str, Any], token: str, server_now_s: float) -> float:
-    """Return for how many seconds a token is good: the smaller of what the server and the token say."""
+def life_of(data: Mapping[str, Any], token: str, server_now_s: float | None) -> float:
+    """Return for how many seconds a token is good: the smaller of what the server and the token say.
+
+    `server_now_s`: the server's clock, in seconds since 1970; it may hand out a token that it made before.
+    """
     lives: list[float] = []
     told = data.get("expires_in", data.get("expiresIn"))
     if isinstance(told, (int, float, str)) and not isinstance(told, bool):
@@ -119,9 +127,9 @@ def life_of(data: Mapping[str, Any], token: str, server_now_s: float) -> float:
     expires = claims.get("exp")
     if isinstance(expires, (int, float)):
         issued = claims.get("iat")
-        begins_s = float(issued) if isinstance(issued, (int, float)) else server_now_s
-        lives.append(float(expires) - begins_s)
-    return max(0.0, min(lives, default=_LIFE_S))
+        begins = [each for each in (issued, server_now_s) if isinstance(each, (int, float))]
+        lives.append(float(expires) - max(map(float, begins), default=time.time()))
+    return max(0.0, min(filter(math.isfinite, lives), default=_LIFE_S))
 
 
 def _claims(token: str) -> Mapping[str, Any]:
@@ -131,6 +139,6 @@ def _claims(token: str) -> Mapping[str, Any]:
         return {}
     try:
         found = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, binascii.Error):
+    except (ValueError, binascii.Error, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

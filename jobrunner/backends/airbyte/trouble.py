@@ -1,11 +1,13 @@
 """What went wrong in a call to Airbyte: what kind of trouble it is, in one sentence, without a secret."""
 
+import datetime as dt
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from jobrunner.backends.base import RemoteError
@@ -18,6 +20,8 @@ CLOUD_URL = "https://api.airbyte.com/v1"
 SELF_HOSTED_PATH = "/api/public/v1"
 
 _TOLD_MOST = 600
+# Control characters and halves of pairs: no database keeps a NUL, and no terminal should be moved.
+_UNSHOWABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 class Kind(StrEnum):
@@ -61,7 +65,7 @@ class AirbyteError(BackendError):
         retry_after_s: float | None = None,
         said: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.kind = kind
         self.status = status
         self.retry_after_s = retry_after_s
@@ -98,15 +102,46 @@ class Call:
     shows_url: bool = False
     """Whether a 404 is about the URL itself: every Airbyte has this path."""
 
+    def letting_in(self, authorization: Mapping[str, str]) -> Self:
+        """Return the call with what lets it in among the words that nobody may see."""
+        words = (each.rpartition(" ")[2] for each in authorization.values())
+        return replace(self, secrets=(*self.secrets, *words))
+
     @property
     def place(self) -> str:
         """Return where it was called, as it may be shown."""
         return mask_url(self.url)
 
 
+def shown(text: str) -> str:
+    """Return a text of the server's as a row can keep it and a terminal can show it."""
+    return _UNSHOWABLE.sub(" ", text)
+
+
+def is_sendable(token: str) -> bool:
+    """Whether a header can have it; an error about one that cannot would repeat it."""
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token
+
+
+def is_cloud(url: str) -> bool:
+    """Whether it is Airbyte's own service."""
+    host = urlsplit(url).hostname or ""
+    return host == "airbyte.com" or host.endswith(".airbyte.com")
+
+
+def is_usual(url: str) -> bool:
+    """Whether the URL of a connection looks as it should."""
+    return url.rstrip("/") == _usual(url)
+
+
+def date_of(headers: Mapping[str, str]) -> dt.datetime | None:
+    """Return the server's own time, where it tells it."""
+    return _date(headers.get("date", ""))
+
+
 def of_status(call: Call, status: int, headers: Mapping[str, str], text: str) -> AirbyteError:
     """Return what an answer means that is no success."""
-    retry_after_s = _retry_after_s(headers.get("retry-after"))
+    retry_after_s = _retry_after_s(headers.get("retry-after", ""), date_of(headers))
     if is_html(headers, text):
         return _of_html(call, status, retry_after_s)
     if 300 <= status < 400:  # noqa: PLR2004
@@ -154,18 +189,18 @@ def of_transport(call: Call, error: Exception) -> AirbyteError:
 
 def expectation(url: str) -> str:
     """Return how the URL of a connection should look, in words."""
-    parts = urlsplit(url)
-    if (parts.hostname or "").endswith("airbyte.com"):
-        expected = CLOUD_URL
-        rule = f"the `url` of Airbyte Cloud is {CLOUD_URL}"
-    else:
-        expected = f"{parts.scheme}://{parts.netloc}{SELF_HOSTED_PATH}"
-        rule = (
-            f"the `url` of a self-hosted Airbyte ends with {SELF_HOSTED_PATH}: expected {mask_url(expected)}"
-        )
-    if url.rstrip("/") == expected:
+    if is_usual(url):
         return "correct `url`, or the proxy in between"
+    expected = mask_url(_usual(url))
+    rule = f"the `url` of a self-hosted Airbyte ends with {SELF_HOSTED_PATH}: expected {expected}"
+    if is_cloud(url):
+        rule = f"the `url` of Airbyte Cloud is {expected}"
     return f"{rule}, not {mask_url(url)}"
+
+
+def _usual(url: str) -> str:
+    parts = urlsplit(url)
+    return CLOUD_URL if is_cloud(url) else f"{parts.scheme}://{parts.netloc}{SELF_HOSTED_PATH}"
 
 
 def is_html(headers: Mapping[str, str], text: str) -> bool:
@@ -201,13 +236,14 @@ def _words_of(text: str) -> str:
     """Return the server's own words out of a problem document, or the text itself."""
     try:
         said: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return " ".join(text.split())[:_TOLD_MOST] or "no reason was given"
     if isinstance(said, dict):
         data = said.get("data")
         found = [data.get("message")] if isinstance(data, dict) else []
         found += [said.get(key) for key in ("detail", "message", "error_description", "title", "error")]
-        words = next((" ".join(each.split()) for each in found if isinstance(each, str) and each.strip()), "")
+        texts = (" ".join(shown(each).split()) for each in found if isinstance(each, str))
+        words = next(filter(None, texts), "")
         return words[:_TOLD_MOST] or "no reason was given"
     return " ".join(text.split())[:_TOLD_MOST]
 
@@ -222,15 +258,18 @@ def _one_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _retry_after_s(text: str | None) -> float | None:
-    """Read Retry-After: seconds, or a date."""
-    if not text:
-        return None
+def _retry_after_s(text: str, server_now: dt.datetime | None) -> float | None:
+    """Read Retry-After: seconds, or a date by the server's own clock."""
     try:
         return max(0.0, float(text))
     except ValueError:
-        pass
+        at = _date(text)
+    return None if at is None else max(0.0, (at - (server_now or utcnow())).total_seconds())
+
+
+def _date(text: str) -> dt.datetime | None:
     try:
-        return max(0.0, (parsedate_to_datetime(text) - utcnow()).total_seconds())
-    except (ValueError, TypeError):
+        found = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
         return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)

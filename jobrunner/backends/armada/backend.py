@@ -2,14 +2,16 @@
 
 import asyncio
 import datetime as dt
+import functools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 from jobrunner.backends.armada import events, logs
+from jobrunner.backends.armada.bulk import Limits
 from jobrunner.backends.armada.connection import ArmadaConnection
-from jobrunner.backends.armada.finding import SETTLE_S, Finder
+from jobrunner.backends.armada.finding import Finder
 from jobrunner.backends.armada.ids import JobKey, split_all
 from jobrunner.backends.armada.reading import UNKNOWN, detail_of, needs_error, observation_of, state_of
 from jobrunner.backends.armada.spec import request_of
@@ -45,7 +47,7 @@ _ERROR_LOOKS = 3
 _NOBODY = "00000000000000000000000000"  # the form of an id of Armada
 
 # A person has to change something before such a request can be taken.
-_FOR_GOOD = frozenset({Kind.REFUSED, Kind.PERMISSION, Kind.CREDENTIALS, Kind.NOT_ARMADA, Kind.TOO_MANY_IDS})
+_FOR_GOOD = frozenset({Kind.REFUSED, Kind.PERMISSION, Kind.CREDENTIALS, Kind.NOT_ARMADA})
 
 
 class ArmadaBackend:
@@ -65,7 +67,7 @@ class ArmadaBackend:
         *,
         given: Any = None,
         watch: Any = None,
-        settle_s: float = SETTLE_S,
+        settle_s: float | None = None,
     ) -> None:
         self.options = options
         self.wire = Wire(options, given)
@@ -73,6 +75,7 @@ class ArmadaBackend:
         seen_by = Patience(appear_s=300.0, vanish_s=900.0) if watch is None else patience_of(watch)
         self.patience = replace(seen_by, call_s=max(2 * options.call_timeout_s + 10, seen_by.call_s))
         self._watch = watch
+        self._limits = Limits(IDS_MOST)
         self._finder = Finder(self.wire, self._submit, settle_s)
         self._ended: OrderedDict[str, Observation] = OrderedDict()
         self._states: OrderedDict[str, int] = OrderedDict()
@@ -133,7 +136,8 @@ class ArmadaBackend:
         An end that was seen stays: Armada may tell several of one job.
         """
         keys, wrong = split_all(ids)
-        self._listener.listen_to(keys.values())
+        if self.options.events:
+            self._listener.listen_to(keys.values())
         answers: dict[str, Observation | Gone | RemoteError] = {
             each: RemoteError(f"{each!r:.200} is no id of an Armada job") for each in wrong
         }
@@ -155,6 +159,7 @@ class ArmadaBackend:
 
     async def _observed(self, asked: Mapping[str, JobKey]) -> dict[str, Observation | Gone | RemoteError]:
         states = await self._ask_many("GetJobStatus", "JobStatusRequest", "job_states", asked.values())
+        self.bulk_limit = min(self.bulk_limit, self._limits.of("GetJobStatus"))
         answers: dict[str, Observation | Gone | RemoteError] = {}
         known: dict[str, JobKey] = {}
         for each, key in asked.items():
@@ -224,7 +229,9 @@ class ArmadaBackend:
     async def _ask_errors(self, keys: Any) -> dict[str, str]:
         return await self._ask_many("GetJobErrors", "JobErrorsRequest", "job_errors", keys)
 
-    def _without_error(self, external_id: str, error: Exception) -> str | RemoteError:
+    def _without_error(self, external_id: str, error: ArmadaError | Throttled) -> str | RemoteError:
+        if isinstance(error, ArmadaError) and error.is_missing_method:
+            return ""  # an older server
         looks = self._errorless.get(external_id, 0) + 1
         _remember(self._errorless, external_id, looks)
         if looks >= _ERROR_LOOKS or getattr(error, "kind", None) in {Kind.PERMISSION, Kind.NOT_ARMADA}:
@@ -234,25 +241,20 @@ class ArmadaBackend:
     async def _ask_many(
         self, method: str, request: str, field: str, keys: Any, *, timeout_s: float | None = None, **more: Any
     ) -> dict[str, Any]:
-        """Ask for many jobs, as many a call as the server takes; its own limit is learnt from its refusal."""
-        ids = list(dict.fromkeys(key.job_id for key in keys))
         found: dict[str, Any] = {}
-        while ids:
-            some = ids[: self.bulk_limit]
+
+        async def ask(some: list[str]) -> None:
             question = getattr(messages("job"), request)(job_ids=some, **more)
-            try:
-                answer = await self.wire.call("Jobs", method, question, timeout_s=timeout_s)
-            except ArmadaError as error:
-                if error.kind is Kind.TOO_MANY_IDS and error.most is not None and error.most < len(some):
-                    log.info("Armada takes fewer ids a call", most=error.most, before=self.bulk_limit)
-                    self.bulk_limit = error.most
-                    continue
-                if error.kind is Kind.THROTTLED:
-                    raise Throttled(str(error)) from error
-                raise
+            answer = await self.wire.call("Jobs", method, question, timeout_s=timeout_s)
             values = getattr(answer, field)
-            found |= {each: values[each] for each in some if each in values}
-            ids = ids[len(some) :]
+            found.update((each, values[each]) for each in some if each in values)
+
+        try:
+            await self._limits.in_parts(method, list(dict.fromkeys(key.job_id for key in keys)), ask)
+        except ArmadaError as error:
+            if error.kind is Kind.THROTTLED:
+                raise Throttled(str(error)) from error
+            raise
         return found
 
     def logs(self, external_id: str, since: dt.datetime | None) -> AsyncIterator[LogLine]:
@@ -269,12 +271,20 @@ class ArmadaBackend:
         for each, key in keys.items():
             groups.setdefault((key.queue, key.job_set), {})[each] = key.job_id
         for (queue, job_set), group in groups.items():
-            request = cancel_request(queue, job_set, list(group.values()), reason)
+            asked: set[str] = set()
+            ask = functools.partial(self._cancel_some, asked, queue, job_set, reason)
             try:
-                await self.wire.call("Submit", "CancelJobs", request)
+                await self._limits.in_parts("CancelJobs", list(dict.fromkeys(group.values())), ask)
             except ArmadaError as error:
-                failed |= dict.fromkeys(group, RemoteError(str(error)))
+                left = [each for each, job_id in group.items() if job_id not in asked]
+                failed |= dict.fromkeys(left, RemoteError(str(error)))
         return failed
+
+    async def _cancel_some(
+        self, asked: set[str], queue: str, job_set: str, reason: str, job_ids: list[str]
+    ) -> None:
+        await self.wire.call("Submit", "CancelJobs", cancel_request(queue, job_set, job_ids, reason))
+        asked.update(job_ids)
 
     async def close(self) -> None:
         """Give the channels back; the jobs go on."""

@@ -64,7 +64,7 @@ class ArmadaConnection(BaseModel):
             return cls.model_validate(settings.options)
         except ValidationError as error:
             wrong = "; ".join(_told(item) for item in error.errors())
-            raise SettingsError(f"A connection of kind armada is wrong: {wrong}.") from None
+            raise SettingsError(f"A connection of kind {settings.kind} is wrong: {wrong}.") from None
 
     @field_validator("url")
     @classmethod
@@ -88,6 +88,10 @@ class ArmadaConnection(BaseModel):
                 raise ValueError("has a single brace, which must be doubled") from None
             if not fields <= _LINK_FIELDS:
                 raise ValueError("may hold {queue}, {job_set} and {job_id} alone")
+            try:
+                value.format(**dict.fromkeys(_LINK_FIELDS, ""))
+            except (ValueError, LookupError) as error:
+                raise ValueError(f"cannot be filled in ({error})") from None
         return value
 
     @field_validator("ca_file", "client_cert_file", "client_key_file", "token_file")
@@ -98,6 +102,16 @@ class ArmadaConnection(BaseModel):
             if not value.is_file():
                 raise ValueError(f"there is no file {value}")
         return value
+
+    @field_validator("token")
+    @classmethod
+    def _is_a_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        token = value.get_secret_value().strip()  # a line end is easily taken along from a file
+        if not token or not (token.isascii() and token.isprintable()):
+            raise ValueError("is no token: it is empty, or holds a character that no header can have")
+        return SecretStr(token)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from jobrunner.backends.armada.ids import JobKey
-from jobrunner.backends.armada.trouble import ArmadaError, Kind
+from jobrunner.backends.armada.trouble import Kind
 from jobrunner.backends.armada.wire import Wire, messages
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.errors import words_of
@@ -37,6 +37,7 @@ class Listener:
         self.silence_s = silence_s
         self._asked_s: dict[tuple[str, str], float] = {}
         self._last_id: dict[tuple[str, str], str] = {}
+        self._from_the_first: set[tuple[str, str]] = set()
         self._streams: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._hints: asyncio.Queue[str] = asyncio.Queue(_HINTS_MOST)
 
@@ -51,9 +52,13 @@ class Listener:
         try:
             while True:
                 self._open_and_close()
+                heard = None
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_S):
-                        yield await self._hints.get()
+                        heard = await self._hints.get()
+                # Not within the timeout: it would cut off whoever takes it, when he takes his time.
+                if heard is not None:
+                    yield heard
         finally:
             await self.close()
 
@@ -70,6 +75,7 @@ class Listener:
             if now_s - asked_s > _FORGET_S:
                 del self._asked_s[job_set]
                 self._last_id.pop(job_set, None)
+                self._from_the_first.discard(job_set)
                 task = self._streams.pop(job_set, None)
                 if task is not None:
                     task.cancel()
@@ -84,8 +90,9 @@ class Listener:
         retry = Retry(first_s=1.0)
         is_deaf = False
         while True:
+            after = self._begin(job_set)
             try:
-                heard = await self._hear(job_set)
+                heard = await self._hear(job_set, after)
             except Exception as error:  # noqa: BLE001  # whatever it is: it is polled all the same
                 heard = 0
                 if not is_deaf:
@@ -93,20 +100,26 @@ class Listener:
                         "a job set is not heard", queue=job_set[0], job_set=job_set[1], error=words_of(error)
                     )
                 is_deaf = True
-                if isinstance(error, ArmadaError) and error.kind in {Kind.PERMISSION, Kind.NOT_ARMADA}:
+                kind = getattr(error, "kind", None)
+                if kind in {Kind.REFUSED, Kind.UNCLEAR} and self._last_id.get(job_set) in {None, after}:
+                    self._begin_elsewhere(job_set)
+                if kind in {Kind.PERMISSION, Kind.NOT_ARMADA}:
                     await asyncio.sleep(_FORGET_S)
             if heard:
                 retry, is_deaf = Retry(first_s=1.0), False
             await retry.pause()
 
-    async def _hear(self, job_set: tuple[str, str]) -> int:
-        """Hear one stream until it ends or falls silent; return how many messages came."""
+    async def _hear(self, job_set: tuple[str, str], after: str) -> int:
+        """Hear one stream until it ends or falls silent; return how many messages came.
+
+        `after`: the id of the message that it goes on from.
+        """
         queue, job_set_id = job_set
         request = messages("event").JobSetRequest(
             queue=queue,
             id=job_set_id,
             watch=True,
-            from_message_id=self._last_id.get(job_set) or _some_time_ago(),
+            from_message_id=after,
             errorIfMissing=False,
         )
         stream = self._wire.stream("Event", "GetJobSetEvents", request)
@@ -125,6 +138,17 @@ class Listener:
             return count
         finally:
             await stream.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    def _begin(self, job_set: tuple[str, str]) -> str:
+        """Return the id of the message after which a stream is to go on."""
+        if job_set in self._last_id:
+            return self._last_id[job_set]
+        return "" if job_set in self._from_the_first else _some_time_ago()
+
+    def _begin_elsewhere(self, job_set: tuple[str, str]) -> None:
+        """Begin the next stream elsewhere: its id may be too old, or of another form."""
+        if self._last_id.pop(job_set, None) is None:
+            self._from_the_first ^= {job_set}
 
     def _tell(self, job_set: tuple[str, str], message: Any) -> None:
         kind = message.WhichOneof("events")

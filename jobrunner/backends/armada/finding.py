@@ -21,10 +21,8 @@ from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
 
-LISTING_LAG_S = 30.0
+LISTING_LAG_S = 10.0
 """How long a new job may be missing from the server's listing, which is filled from its event log."""
-SETTLE_S = SEND_WITHIN_S + LISTING_LAG_S
-"""For how long a submission is only looked for; the deadline of a call is added to it."""
 REMEMBERED = dt.timedelta(days=6)
 """For how long a client id is relied on: Armada keeps it for 7 days, and clocks may differ."""
 REFUSED_S = 60.0
@@ -34,18 +32,27 @@ REFUSED_S = 60.0
 class Finder:
     """Looks for the submissions of one connection.
 
-    `submit` makes one, or is answered with the job of the first one that had its token.
+    `submit` makes one, or is answered with the job of the first one that had its token. `settle_s`: for how
+    many seconds a submission is only looked for; None: for as long as a first one may still be under way,
+    and then be missing from the listing.
     """
 
     def __init__(
-        self, wire: Wire, submit: Callable[[Mapping[str, Any], str], Awaitable[str]], settle_s: float
+        self, wire: Wire, submit: Callable[[Mapping[str, Any], str], Awaitable[str]], settle_s: float | None
     ) -> None:
         self._wire = wire
         self._submit = submit
-        self._settle_s = settle_s + (wire.options.call_timeout_s if settle_s == SETTLE_S else 0.0)
+        self._given_settle_s = settle_s
         self._first_s: dict[str, float] = {}
         self._refused_s: dict[str, float] = {}
         self._can_list = True
+
+    @property
+    def _settle_s(self) -> float:
+        if self._given_settle_s is not None:
+            return self._given_settle_s
+        under_way_s = max(SEND_WITHIN_S, self._wire.options.call_timeout_s)
+        return under_way_s + (LISTING_LAG_S if self._can_list else 0.0)
 
     async def find(self, spec: Mapping[str, Any], token: str, since: dt.datetime) -> Found | Unsure:
         """Return the job of a submission; where there was none, it is made now, under the same token.
@@ -59,6 +66,7 @@ class Finder:
             if begun_s - first_s < self._settle_s:
                 return Unsure(since, f"no job with the client id {token} is listed yet")
             if utcnow() - since > REMEMBERED:
+                self._forget(token)
                 return Unsure(
                     None, "Armada remembers a client id for 7 days, and it was submitted before that"
                 )
@@ -67,9 +75,12 @@ class Finder:
                     found = await self._submit(spec, token)
             except SubmitRejected as error:
                 return self._refused(token, since, error)
+        self._forget(token)
+        return Found(found)
+
+    def _forget(self, token: str) -> None:
         self._first_s.pop(token, None)
         self._refused_s.pop(token, None)
-        return Found(found)
 
     async def _listed(self, spec: Mapping[str, Any], token: str) -> str | None:
         """Return the job that carries the submission's URI: the oldest one, as ids of Armada sort by time."""
@@ -82,6 +93,8 @@ class Finder:
         try:
             answer = await self._wire.call("Jobs", "GetJobStatusUsingExternalJobUri", request)
         except ArmadaError as error:
+            if error.kind in {Kind.PERMISSION, Kind.REFUSED}:
+                return None  # who may submit need not be allowed to list: then it is asked for by client id
             if error.kind is not Kind.NOT_ARMADA:
                 raise
             self._can_list = False  # an older server; a wrong address fails in the submission, too
@@ -95,6 +108,8 @@ class Finder:
         now_s = monotonic_s()
         refused_for_s = now_s - self._refused_s.setdefault(token, now_s)
         retry_at = since if refused_for_s < min(REFUSED_S, self._settle_s) else None
+        if retry_at is None:
+            self._forget(token)
         return Unsure(
             retry_at, f"no job with the client id {token} is listed, and to ask for it is refused: {error}"
         )

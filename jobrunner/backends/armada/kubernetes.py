@@ -8,6 +8,7 @@ import base64
 import binascii
 import datetime as dt
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ _INLINED = frozenset(
 )
 _INT32 = 2**31
 _INT64 = 2**63
+_OF_64_BITS = frozenset({2, 4})
+"""CPPTYPE_INT64 and CPPTYPE_UINT64."""
 
 
 def fill(message: Any, value: object, path: str) -> None:
@@ -80,7 +83,8 @@ def _fields(descriptor: Any) -> dict[str, tuple[str, Any]]:
         if field.name in _INLINED:
             found |= {key: (field.name, inner) for key, (_, inner) in _fields(field.message_type).items()}
     for field in descriptor.fields:
-        if field.name not in _INLINED:
+        # One that is inlined may stand there by its name, too, as in the official client's own dictionaries.
+        if field.name not in _INLINED or field.name not in found:
             found[field.name] = found[field.json_name] = ("", field)
     return found
 
@@ -140,13 +144,15 @@ def _scalar(field: Any, value: object, path: str) -> Any:
         return float(value)
     if kind == field.CPPTYPE_ENUM:
         return _enum(field, value, path)
+    return _whole(field, value, path)
+
+
+def _whole(field: Any, value: object, path: str) -> int:
+    if isinstance(value, str) and field.cpp_type in _OF_64_BITS and re.fullmatch(r"-?[0-9]{1,19}", value):
+        value = int(value)  # protobuf's own JSON has them as texts
     if isinstance(value, bool) or not isinstance(value, int):
         raise Mistake(f"{path} must be a whole number, and is {named(value)}")
-    return _in_range(field, value, path)
-
-
-def _in_range(field: Any, value: int, path: str) -> int:
-    most = _INT64 if field.cpp_type in {field.CPPTYPE_INT64, field.CPPTYPE_UINT64} else _INT32
+    most = _INT64 if field.cpp_type in _OF_64_BITS else _INT32
     least = 0 if field.cpp_type in {field.CPPTYPE_UINT32, field.CPPTYPE_UINT64} else -most
     if not least <= value < most:
         raise Mistake(f"{path} is {value}, which is too large or too small")
@@ -201,6 +207,9 @@ def _fill_quantity(message: Any, value: object, path: str) -> None:
 
 
 def _fill_int_or_string(message: Any, value: object, path: str) -> None:
+    if isinstance(value, Mapping) and value and set(value) <= {"type", "intVal", "strVal"}:
+        # the form that the official client's own dictionaries have
+        value = value.get("strVal", "") if str(value.get("type", "0")) == "1" else value.get("intVal", 0)
     if isinstance(value, str):
         message.type, message.strVal = 1, value
     elif isinstance(value, int) and not isinstance(value, bool) and -_INT32 <= value < _INT32:

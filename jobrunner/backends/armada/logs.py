@@ -69,15 +69,16 @@ async def _of_container(
 ) -> AsyncIterator[LogLine]:
     from_time = since.isoformat().replace("+00:00", "Z") if since is not None else ""
     last, at_last = "", 0  # the time of the last line, and how many lines have that time
+    last_order = ("", "")
     for _ in range(_PAGES_MOST):
         found = await _page(wire, address, key, namespace, container, from_time)
         # Kubernetes counts whole seconds: what was yielded already comes once more.
-        new = [line for line in found if line.timestamp > last]
+        new = [line for line in found if _order(line.timestamp) > last_order]
         again = [line for line in found if line.timestamp == last][at_last:]
         for line in (*again, *new):
             yield LogLine(line.line.rstrip("\r\n"), _moment(line.timestamp), container)
             at_last = at_last + 1 if line.timestamp == last else 1
-            last = line.timestamp
+            last, last_order = line.timestamp, _order(line.timestamp)
         if not (again or new) or sum(len(line.line) + 31 for line in found) < _CUT_BYTES:
             return
         from_time = last
@@ -102,6 +103,12 @@ def _of_reading(error: ArmadaError) -> Exception:
     if error.kind in {Kind.REFUSED, Kind.PERMISSION, Kind.NOT_ARMADA, Kind.CREDENTIALS}:
         return LogsUnavailable(f"The output cannot be read: {error}.")
     return error
+
+
+def _order(timestamp: str) -> tuple[str, str]:
+    """Return what sorts times of one zone: a fraction may have fewer digits than nine."""
+    whole, _, fraction = timestamp.rstrip("Z").partition(".")
+    return whole, fraction.ljust(9, "0")
 
 
 def _moment(text: str) -> dt.datetime | None:

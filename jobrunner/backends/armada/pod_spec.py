@@ -1,17 +1,18 @@
 """A pod's description in whatever form it is given, as the plain JSON that Kubernetes' own YAML is."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jobrunner.backends.armada.kubernetes import named, to_json
 from jobrunner.errors import SpecError
-from jobrunner.extras import require
+from jobrunner.spec_yaml import load
 
 _POD_SPEC = "k8s.io.api.core.v1.PodSpec"
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _LARGEST = 1024 * 1024
+_DEEPEST = 32
+_MOST_VALUES = 100_000  # a few YAML aliases of aliases are billions of values
 
 
 def plain_pod_spec(given: object) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def plain_pod_spec(given: object) -> dict[str, Any]:
             f"This is a whole {value['kind']} of Kubernetes, and a pod spec is needed: give what stands "
             "under its `spec` (for a Job, under `spec.template.spec`)."
         )
+    _count_values(value)
     return {str(key): item for key, item in _without_nulls(value).items()}
 
 
@@ -56,31 +58,40 @@ def _text_in(path: Path) -> str:
 
 def _parsed(text: str, shown: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _without_twins(pairs, shown))
     except (json.JSONDecodeError, RecursionError):
-        pass
-    yaml = require("yaml", "armada", "A pod spec in YAML")
+        return load(text, shown, deepest=_DEEPEST, extra="armada")
+    except ValueError as error:  # too long a number
+        raise SpecError(f"{shown}: {str(error).partition(';')[0]}: correct it.") from None
 
-    class Loader(yaml.SafeLoader):  # type: ignore[name-defined,misc]
-        # A date in an annotation is the text that it is: JSON has no other form for it.
-        yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's form
-            first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
 
-    try:
-        return yaml.load(text, Loader)  # it is a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = shown if mark is None else f"{shown}, line {mark.line + 1}"
-        raise SpecError(f"{place}: {error.problem or error.context}: correct it.") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise SpecError(f"{shown} is no YAML that can be read ({type(error).__name__}).") from None
+def _without_twins(pairs: list[tuple[str, Any]], shown: str) -> dict[str, Any]:
+    """Return a mapping; a key that is there twice is refused, because one of them would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise SpecError(f"{shown}: the key {key!r} is there twice, remove one: correct it.")
+        found[key] = value
+    return found
+
+
+def _count_values(value: Any) -> None:
+    left, seen = [(value, 1)], 0
+    while left:
+        item, depth = left.pop()
+        seen += 1
+        if seen > _MOST_VALUES or depth > _DEEPEST:
+            much = f"more than {_MOST_VALUES:,} values" if seen > _MOST_VALUES else "too deep a nesting"
+            raise SpecError(f"The pod spec has {much}, as no pod spec does.")
+        if isinstance(item, Mapping):
+            left += [(each, depth + 1) for each in item.values()]
+        elif isinstance(item, list | tuple):
+            left += [(each, depth + 1) for each in item]
 
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+    if isinstance(value, list | tuple):
         return [_without_nulls(item) for item in value]
     return value

@@ -106,9 +106,12 @@ def own_uri(spec: Mapping[str, Any], token: str) -> str | None:
 def request_of(spec: Mapping[str, Any], token: str) -> Any:
     """Return the SubmitJobs request of a spec under a token. Raises `SpecError`."""
     submit = messages("submit")
-    request = submit.JobSubmitRequest(queue=spec["queue"], job_set_id=spec["jobSetId"])
     try:
+        request = submit.JobSubmitRequest(queue=spec["queue"], job_set_id=spec["jobSetId"])
         _fill_item(request.job_request_items.add(), spec["item"])
+    except (KeyError, TypeError, AttributeError):
+        # Nothing of ours stores such a row; whoever did is told, in place of a doubt without an end.
+        raise SpecError("The row's spec is no Armada job: it needs queue, jobSetId and item.") from None
     except Mistake as error:
         raise SpecError(f"The Armada job cannot be submitted as described: {error}.") from None
     (item,) = request.job_request_items

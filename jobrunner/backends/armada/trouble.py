@@ -8,8 +8,9 @@ from jobrunner.errors import BackendError
 from jobrunner.redaction import mask_url
 
 _WORDS_MOST = 500
-_TOO_LARGE = re.compile(r"larger than max", re.IGNORECASE)
-_TOO_MANY_IDS = re.compile(r"contained more than (\d+) \w*ids", re.IGNORECASE)
+TOO_LARGE = re.compile(r"larger than max", re.IGNORECASE)
+"""How gRPC says that a message has too many bytes."""
+_HTTP_STATUS = re.compile(r"http2? header with status: (\d{3})", re.IGNORECASE)
 _NOT_GRPC = re.compile(
     r"http2? header with status|Failed parsing HTTP/2|"
     r"Trying to connect an http1\.x server|invalid content-type|"
@@ -32,7 +33,6 @@ class Kind(Enum):
     THROTTLED = auto()
     REFUSED = auto()
     """The server said no, for good."""
-    TOO_MANY_IDS = auto()
     NOT_ARMADA = auto()
     """Something else listens there."""
     UNCLEAR = auto()
@@ -41,14 +41,25 @@ class Kind(Enum):
 class ArmadaError(BackendError):
     """Armada did not answer as it should. `kind` says what may follow from it.
 
-    `details`: the server's own words. `most`: how many ids it takes, where there were too many.
+    `details`: the server's own words. `is_missing_method`: it speaks gRPC, and has not this one method.
     """
 
-    def __init__(self, message: str, kind: Kind, *, details: str = "", most: int | None = None) -> None:
+    def __init__(
+        self, message: str, kind: Kind, *, details: str = "", is_missing_method: bool = False
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.details = details
-        self.most = most
+        self.is_missing_method = is_missing_method
+
+
+_OF_A_PROXY = {
+    "401": ("refused the credentials for", Kind.CREDENTIALS),
+    "403": ("refused", Kind.PERMISSION),
+    "408": ("gave up", Kind.UNCLEAR),
+    "429": ("throttled", Kind.THROTTLED),
+    **dict.fromkeys(("500", "502", "503", "504"), ("could not pass on", Kind.UNCLEAR)),
+}
 
 
 def trouble_of(error: Any, method: str, place: str, timeout_s: float) -> ArmadaError:
@@ -56,18 +67,19 @@ def trouble_of(error: Any, method: str, place: str, timeout_s: float) -> ArmadaE
     code = str(getattr(error.code(), "name", error.code()))
     details = _PREAMBLE.sub("", one_line(error.details() or ""))
     told = details or "no reason was given"
-    too_many = _TOO_MANY_IDS.search(details)
-    if too_many:
-        return ArmadaError(
-            f"{method}: {details}", Kind.TOO_MANY_IDS, details=details, most=max(1, int(too_many[1]))
-        )
+    status = _HTTP_STATUS.search(details)
+    if status and status[1] in _OF_A_PROXY:
+        # Whether it passed the request on before, nobody knows; but Armada is behind it.
+        words, kind = _OF_A_PROXY[status[1]]
+        return ArmadaError(f"a proxy before {place} {words} {method}: {told}", kind, details=details)
     if code == "UNIMPLEMENTED" or _NOT_GRPC.search(details):
         return ArmadaError(
             f"{place} answered {method}, but not as Armada does ({told}): give `url` the server's gRPC port",
             Kind.NOT_ARMADA,
             details=details,
+            is_missing_method=not _NOT_GRPC.search(details),
         )
-    if code == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(details):
+    if code == "RESOURCE_EXHAUSTED" and TOO_LARGE.search(details):
         return ArmadaError(f"{method} is too large: {told}", Kind.REFUSED, details=details)
     words, kind = {
         "UNAVAILABLE": (_unreachable(place, method, told), Kind.NETWORK),

@@ -4,17 +4,17 @@ A call is made once and never repeated here: whoever asked decides what its fail
 """
 
 import asyncio
-import base64
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 from jobrunner.backends.armada.connection import ArmadaConnection
+from jobrunner.backends.armada.credentials import Credentials, ssl_of
 from jobrunner.backends.armada.trouble import ArmadaError, Kind, trouble_of
 from jobrunner.backends.base import ensure_in_time
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import NotSent, SettingsError
+from jobrunner.errors import NotSent
 from jobrunner.extras import require
 
 _MODULES = {"Submit": "submit", "Jobs": "job", "Event": "event", "Binoculars": "binoculars"}
@@ -48,6 +48,17 @@ def _required(module: str) -> Any:
     return require(module, "armada", "Armada")
 
 
+def is_usable(given: Any) -> bool:
+    """Whether it may be given in place of a connection's own channel.
+
+    Raises `UsageError` where armada-client is not installed.
+    """
+    grpc = _required("grpc")
+    if isinstance(given, grpc.Channel | grpc.aio.Channel):
+        return True
+    return all(getattr(given, name, None) is not None for name in ("submit_stub", "job_stub"))
+
+
 class Wire:
     """Makes the calls of one connection. Channels are made when they are used, one for each address.
 
@@ -61,7 +72,7 @@ class Wire:
         self._channels: dict[str, Any] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._silent_calls = 0
-        self._token: tuple[tuple[int, int, int], str] | None = None
+        self._who = Credentials(options)
 
     @property
     def place(self) -> str:
@@ -87,10 +98,12 @@ class Wire:
         stub, metadata = self._stub(service, address), self._metadata(address)
         try:
             answer = await _made(grpc, getattr(stub, method), request, timeout_s, metadata)
+        except grpc.FutureCancelledError:
+            raise ArmadaError(f"{method} was cut off, for its channel was closed", Kind.UNCLEAR) from None
         except grpc.RpcError as error:
             trouble = trouble_of(error, method, place, timeout_s)
             self._note(trouble, address)
-            raise self._without_secrets(trouble) from None
+            raise self._who.masked(trouble) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -98,6 +111,8 @@ class Wire:
             raise ArmadaError(f"{method} was cut off, for its channel was closed", Kind.UNCLEAR) from None
         except (grpc.aio.UsageError, grpc.aio.InternalError) as error:
             raise ArmadaError(f"{method} could not be made: {error}", Kind.UNCLEAR) from None
+        except ValueError as error:  # how a blocking channel says that it was closed: nothing was sent
+            raise ArmadaError(f"{method} could not be made: {error}", Kind.REFUSED) from None
         self._silent_calls = 0
         return answer
 
@@ -115,7 +130,9 @@ class Wire:
     async def stream(self, service: str, method: str, request: Any) -> AsyncIterator[Any]:
         """Yield what a streaming method sends, until it ends. Raises `ArmadaError`."""
         grpc = _required("grpc")
-        call = getattr(self._stub(service, None), method)(request, metadata=self._metadata(None))
+        multi = getattr(self._stub(service, None), method)
+        _ensure_at_home(multi)
+        call = multi(request, metadata=self._metadata(None))
         if not hasattr(call, "__aiter__"):
             call.cancel()
             raise ArmadaError(f"{method} needs an asyncio client, and a blocking one was given", Kind.REFUSED)
@@ -123,7 +140,7 @@ class Wire:
             async for message in call:
                 yield message
         except grpc.RpcError as error:
-            raise self._without_secrets(trouble_of(error, method, self.place, 0)) from None
+            raise self._who.masked(trouble_of(error, method, self.place, 0)) from None
         finally:
             call.cancel()
 
@@ -153,12 +170,12 @@ class Wire:
     def _channel(self, address: str) -> Any:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # a channel lives in one loop
-            self._loop, self._channels = loop, {}
+            self._loop, self._channels, self._closing = loop, {}, set()
         if address not in self._channels:
             grpc = _required("grpc")
             if self.options.uses_tls:
                 self._channels[address] = grpc.aio.secure_channel(
-                    address, _credentials(grpc, self.options), options=_OPTIONS
+                    address, ssl_of(grpc, self.options), options=_OPTIONS
                 )
             else:
                 self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
@@ -191,11 +208,15 @@ class Wire:
         try:
             await self.call("Submit", "Health", empty_pb2.Empty(), timeout_s=_WHY_S)
         except ArmadaError as error:
-            if error.kind is Kind.NOT_ARMADA:
+            if error.kind is Kind.NOT_ARMADA and not error.is_missing_method:
                 return error
             if error.kind is Kind.NETWORK:
                 return NotSent(str(error).replace("for Health", f"for {method}", 1))
         return NotSent(f"{self.place} could not be reached for {method} a moment ago")
+
+    def _metadata(self, address: str | None) -> tuple[tuple[str, str], ...]:
+        # A given client brings its own credentials.
+        return () if self._given is not None and address is None else self._who.metadata()
 
     def _note(self, trouble: ArmadaError, address: str | None) -> None:
         """Make a new connection where this one may lead nowhere; TCP itself notices that after 15 minutes."""
@@ -209,51 +230,20 @@ class Wire:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
-    # --- credentials -----------------------------------------------------------------------------
 
-    def _metadata(self, address: str | None) -> tuple[tuple[str, str], ...]:
-        """Return who asks. As metadata, because gRPC's call credentials refuse a plain connection."""
-        if self._given is not None and address is None:
-            return ()
-        options = self.options
-        if options.username is not None and options.password is not None:
-            pair = f"{options.username}:{options.password.get_secret_value()}".encode()
-            return (("authorization", f"Basic {base64.b64encode(pair).decode()}"),)
-        token = options.token.get_secret_value() if options.token is not None else self._token_in_file()
-        return (("authorization", f"Bearer {token}"),) if token is not None else ()
-
-    def _token_in_file(self) -> str | None:
-        path = self.options.token_file
-        if path is None:
-            return None
-        try:
-            found = path.stat()
-            mark = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if self._token is None or self._token[0] != mark:
-                self._token = mark, path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it holds no token"
-            raise ArmadaError(f"the token file {path} cannot be read ({reason})", Kind.CREDENTIALS) from None
-        token = self._token[1]
-        if not token or not token.isprintable():
-            raise ArmadaError(f"the token file {path} holds no token", Kind.CREDENTIALS)
-        return token
-
-    def _without_secrets(self, error: ArmadaError) -> ArmadaError:
-        """Return the error without what a server, or a proxy, repeated of the credentials."""
-        options = self.options
-        given = [each.get_secret_value() for each in (options.password, options.token) if each is not None]
-        secrets = [each for each in (*given, self._token[1] if self._token else "") if each]
-        told = str(error)
-        if not any(secret in told for secret in secrets):
-            return error
-        for secret in secrets:
-            told = told.replace(secret, "***")
-        return ArmadaError(told, error.kind, most=error.most)
+def _ensure_at_home(method: Any) -> None:
+    """Refuse a given asyncio client of another event loop, in which a call would never be answered."""
+    home = getattr(method, "_loop", None)
+    if home is not None and home is not asyncio.get_running_loop():
+        raise ArmadaError(
+            "the given asyncio client belongs to another event loop: give a blocking ArmadaClient",
+            Kind.REFUSED,
+        )
 
 
 async def _made(grpc: Any, method: Any, request: Any, timeout_s: float, metadata: Any) -> Any:
     if not isinstance(method, grpc.UnaryUnaryMultiCallable):
+        _ensure_at_home(method)
         return await method(request, timeout=timeout_s, metadata=metadata)
     # A blocking client's: its answer comes on a thread of gRPC's own.
     loop = asyncio.get_running_loop()
@@ -271,14 +261,3 @@ async def _made(grpc: Any, method: Any, request: Any, timeout_s: float, metadata
 def _tell(loop: asyncio.AbstractEventLoop, answered: asyncio.Event) -> None:
     with suppress(RuntimeError):  # the loop was closed meanwhile: nobody wants to know
         loop.call_soon_threadsafe(answered.set)
-
-
-def _credentials(grpc: Any, options: ArmadaConnection) -> Any:
-    files = (options.ca_file, options.client_key_file, options.client_cert_file)
-    found: list[bytes | None] = []
-    for path in files:
-        try:
-            found.append(path.read_bytes() if path is not None else None)
-        except OSError as error:
-            raise SettingsError(f"The file {path} cannot be read ({error.strerror}).") from None
-    return grpc.ssl_channel_credentials(*found)

@@ -81,7 +81,8 @@ def search_for_job_complete(
 def armada_error(job_state: JobState, name: str, job_id: str) -> None:
     """Return where the job succeeded. Raises `JobFailed`, with the state's name, for every other state."""
     if job_state != JobState.SUCCEEDED:
-        raise JobFailed(f"The Armada job {name}:{job_id} {JobState(job_state).name}")
+        known = job_state in set(JobState)
+        raise JobFailed(f"The Armada job {name}:{job_id} {JobState(job_state).name if known else job_state}")
 
 
 airflow_error = armada_error
@@ -122,12 +123,12 @@ def _look(job_status_callable: Callable[..., JobStatus], arguments: dict[str, An
         if trouble is None or not trouble.is_passing:
             raise
         return _Look(_Sight.TROUBLE, None, str(trouble))
-    state = state_of(status)
+    state, why = state_of(status), str(getattr(status, "error", ""))
     if state is JobState.CONNECTION_ERR:
-        reason = status.error or "no reason was given"
+        reason = why or "no reason was given"
         return _Look(_Sight.TROUBLE, state, f"the Armada JobService cannot reach Armada: {reason}")
     sight = _Sight.UNKNOWN if state is JobState.JOB_ID_NOT_FOUND else _Sight.SEEN
-    return _Look(sight, state, status.error, status.state)
+    return _Look(sight, state, why, status.state)
 
 
 def _end_of(about: str, look: _Look) -> tuple[JobState, str] | None:

@@ -11,9 +11,12 @@ _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _TEXTS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
-def load(text: str, shown: str, *, deepest: int) -> Any:
-    """Return the value of a YAML text of one document. Raises `SpecError` with `shown` and the line."""
-    yaml = require("yaml", "aws", f"{shown} is not JSON, and YAML")
+def load(text: str, shown: str, *, deepest: int, extra: str = "aws") -> Any:
+    """Return the value of a YAML text of one document. Raises `SpecError` with `shown` and the line.
+
+    `deepest`: how many levels it may have. `extra`: with which PyYAML is installed.
+    """
+    yaml = require("yaml", extra, f"{shown} is not JSON, and YAML")
     try:
         # Not the loader in C: deep nesting overflows its stack, and ends the process without a word.
         return yaml.load(text, _loader_class(yaml, deepest))
