@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from jobrunner.settings import configure, get_settings
     from jobrunner.states import JobState, Phase
+    from jobrunner.worker import WorkerJob
 
 _HOMES = {
     "jobrunner.errors": (
@@ -50,6 +51,7 @@ _HOMES = {
     ),
     "jobrunner.settings": ("configure", "get_settings"),
     "jobrunner.states": ("JobState", "Phase"),
+    "jobrunner.worker": ("WorkerJob",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -79,6 +81,7 @@ __all__ = [
     "SpecError",
     "UsageError",
     "WaitTimeout",
+    "WorkerJob",
     "configure",
     "get_settings",
 ]

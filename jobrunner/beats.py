@@ -11,7 +11,7 @@ from jobrunner.errors import DatabaseError
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
 from jobrunner.hints import Hints, Wake, wait_readable
 from jobrunner.logs import get_logger
-from jobrunner.owned import OwnedJob
+from jobrunner.owned import OwnedRow
 
 log = get_logger(__name__)
 
@@ -26,7 +26,7 @@ class _Group:
     """The jobs of one heartrate: they share a rhythm."""
 
     pacer: Pacer
-    jobs: dict[int, OwnedJob] = field(default_factory=dict)
+    jobs: dict[int, OwnedRow] = field(default_factory=dict)
 
 
 class Beats:
@@ -43,8 +43,8 @@ class Beats:
         runner_id: str,
         *,
         on_flagged: Callable[[list[int]], None],
-        on_lost: Callable[[OwnedJob, str], None],
-        on_beaten: Callable[[list[OwnedJob]], None],
+        on_lost: Callable[[OwnedRow, str], None],
+        on_beaten: Callable[[list[OwnedRow]], None],
     ) -> None:
         self._database = database
         self._grace = database.settings.grace_multiplier
@@ -69,7 +69,7 @@ class Beats:
         self._thread.join()
         self._wake.close()
 
-    def add(self, owned: OwnedJob) -> None:
+    def add(self, owned: OwnedRow) -> None:
         """Beat for a job from now on: claiming it was its first beat."""
         with self._lock:
             group = self._groups.get(owned.heartrate)
@@ -78,7 +78,7 @@ class Beats:
             group.jobs[owned.job_id] = owned
         self._wake.set()
 
-    def remove(self, owned: OwnedJob) -> None:
+    def remove(self, owned: OwnedRow) -> None:
         """Beat no more for a job: before its terminal write, and when it is not ours any more."""
         with self._lock:
             group = self._groups.get(owned.heartrate)
@@ -89,9 +89,14 @@ class Beats:
             if not group.jobs:
                 del self._groups[owned.heartrate]
 
-    def is_fenced(self, owned: OwnedJob) -> bool:
+    def is_fenced(self, owned: OwnedRow) -> bool:
         """Whether no beat for this job succeeded for longer than its grace: it may be another's by now."""
         return monotonic_s() - owned.good_s > owned.heartrate * self._grace
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last beat was not acknowledged."""
+        return self._health.failing_since_s is not None
 
     def _run(self) -> None:
         hints = Hints(self._database, self._wake)
@@ -122,7 +127,7 @@ class Beats:
             due = [group for group in self._groups.values() if group.pacer.remaining_s() <= 0]
             jobs = [owned for group in due for owned in group.jobs.values()]
         if due:
-            self._beat(due, [owned for owned in jobs if _is_making_progress(owned)])
+            self._beat(due, [owned for owned in jobs if owned.is_making_progress()])
 
     def _ask_for_flags(self) -> None:
         asked_s = monotonic_s()
@@ -136,7 +141,7 @@ class Beats:
         if flagged:
             self._on_flagged(flagged)
 
-    def _beat(self, due: Sequence[_Group], jobs: list[OwnedJob]) -> None:
+    def _beat(self, due: Sequence[_Group], jobs: list[OwnedRow]) -> None:
         sent_s = monotonic_s()
         try:
             for start in range(0, len(jobs), _CHUNK):
@@ -153,11 +158,11 @@ class Beats:
             if group.pacer.remaining_s() <= 0:  # a whole interval late: the rhythm goes on from here
                 group.pacer.restart()
 
-    def _beat_for(self, jobs: Iterable[OwnedJob]) -> None:
+    def _beat_for(self, jobs: Iterable[OwnedRow]) -> None:
         asked = {owned.job_id: owned for owned in jobs}
         sent_s = monotonic_s()
         answers = self._beater.beat(list(asked))
-        beaten: list[OwnedJob] = []
+        beaten: list[OwnedRow] = []
         flagged: list[int] = []
         for answer in answers:
             owned = asked.pop(answer.job_id)
@@ -176,7 +181,7 @@ class Beats:
         if beaten:
             self._on_beaten(beaten)
 
-    def _judge(self, silent: dict[int, OwnedJob]) -> None:
+    def _judge(self, silent: dict[int, OwnedRow]) -> None:
         """Tell, for rows that did not come back, those that are only locked from those that are lost."""
         asked_s = monotonic_s()
         with self._database.read() as connection:
@@ -187,7 +192,3 @@ class Beats:
                 owned.good_s = asked_s  # ours a moment ago, by the database's own word
             elif not owned.over:
                 self._on_lost(owned, why)
-
-
-def _is_making_progress(owned: OwnedJob) -> bool:
-    return monotonic_s() <= owned.progress_by_s and owned.channel.is_making_progress()

@@ -1,13 +1,14 @@
-"""What a runner knows of each monitor job that it owns."""
+"""What a runner knows of each row that it owns: the monitor jobs, and perhaps the row of its own process."""
 
 import asyncio
 import datetime as dt
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from jobrunner.backends.base import Observation
+from jobrunner.clock import monotonic_s
 from jobrunner.statements import Claim
 from jobrunner.states import JobState
 
@@ -62,13 +63,49 @@ class Shown:
         }
 
 
-@dataclass(slots=True, eq=False)
-class OwnedJob:
-    """One job of this runner. The event loop's thread changes it; the beating thread reads it."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class OwnedRow:
+    """A row that this process owns, and beats for: the beating thread reads it, and moves `good_s`."""
 
     claim: Claim
-    channel: "Channel"
     heartrate: float
+    good_s: float
+    """The moment before the last good beat for it was sent; the beating thread moves it."""
+    has_callback: bool = False
+    over: bool = False
+    """Ended, released or lost: nothing is done for it any more."""
+
+    @property
+    def job_id(self) -> int:
+        """The row's id."""
+        return self.claim.job_id
+
+    def is_making_progress(self) -> bool:
+        """Whether a beat would be honest (PROTOCOL 3)."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OwnProcess(OwnedRow):
+    """The row of this process itself, such as a worker's."""
+
+    on_flagged: Callable[[], None]
+    """Called on the event loop when somebody wants it killed, perhaps several times."""
+    on_lost: Callable[[str], None]
+    """Called on the event loop when the row is no longer ours, with the reason."""
+    progress_by_s: float
+    """When the round under way will have been completed."""
+
+    def is_making_progress(self) -> bool:
+        """Whether its rounds are on time."""
+        return monotonic_s() <= self.progress_by_s
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class OwnedJob(OwnedRow):
+    """One monitor job of this runner. The event loop's thread changes it; the beating thread reads it."""
+
+    channel: "Channel"
     poll_interval: float
     token: str
     external_id: str | None
@@ -77,9 +114,6 @@ class OwnedJob:
     """What `Runner.take` gave out: how it ended, or why it is no longer ours."""
     taken_s: float
     """When this runner came to own it."""
-    good_s: float
-    """The moment before the last good beat for it was sent; the beating thread moves it."""
-    has_callback: bool = False
     is_called_back: bool = False
     deadline_s: float = math.inf
     start_timeout: float | None = None
@@ -110,13 +144,10 @@ class OwnedJob:
     to_show: Shown | None = None
     """What it is to show, while that is still to be written."""
     concluding: bool = False
-    over: bool = False
-    """Ended, released or lost: nothing is done for it any more."""
 
-    @property
-    def job_id(self) -> int:
-        """The row's id."""
-        return self.claim.job_id
+    def is_making_progress(self) -> bool:
+        """Whether its step under way, and its poller, are on time."""
+        return monotonic_s() <= self.progress_by_s and self.channel.is_making_progress()
 
     def was_seen(self, observation: Observation) -> None:
         """Take note that the backend knows the job."""

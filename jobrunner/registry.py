@@ -17,6 +17,7 @@ JOB_TYPES = {
     "ArmadaMonitorJob": "jobrunner.models.armada_monitor_job:ArmadaMonitorJob",
     "BatchMonitorJob": "jobrunner.models.batch_monitor_job:BatchMonitorJob",
     "ProcessMonitorJob": "jobrunner.models.process_monitor_job:ProcessMonitorJob",
+    "WorkerJob": "jobrunner.worker.job:WorkerJob",
 }
 """Our own job types; a third party's come by the entry-point group `jobrunner.jobs`."""
 
@@ -39,14 +40,19 @@ def load(path: str) -> Any:
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise UsageError(f"{path!r} names no class: write it as MODULE:CLASS.")
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"The module {error.name!r} for {path!r} cannot be found.") from error
+    module = load_module(module_name, path)
     try:
         return getattr(module, name)
     except AttributeError:
         raise UsageError(f"The module {module_name!r} has no {name!r}.") from None
+
+
+def load_module(name: str, wanted_for: str | None = None) -> Any:
+    """Import a module. Raises `UsageError` where it, or one that it needs, cannot be found."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"The module {error.name!r} for {wanted_for or name!r} cannot be found.") from error
 
 
 def load_backend_class(kind: str) -> Any:

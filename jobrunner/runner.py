@@ -21,7 +21,7 @@ from jobrunner.heartbeat import warn_of_skew
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_back, has_callback
 from jobrunner.outcome import Verdict, write_end
-from jobrunner.owned import START_TIMEOUT, OwnedJob, Shown
+from jobrunner.owned import START_TIMEOUT, OwnedJob, OwnedRow, OwnProcess, Shown
 from jobrunner.resubmission import resubmit, shall_be_resubmitted
 from jobrunner.retry import Retry
 from jobrunner.statements import Claim, Owner
@@ -38,6 +38,7 @@ _T = TypeVar("_T")
 _DATABASE_THREADS = 4
 _HOOK_THREADS = 2  # of their own: users' code that hangs must not keep us from the database
 _STEP_S = 15.0  # how long a job that was taken may wait for its first step
+_RELEASE_MANY = 500  # in one statement
 _RELEASE_S = 10.0  # how long a runner that is told to stop tries to say so in the database
 
 
@@ -52,7 +53,8 @@ class Runner:
         self.database = database
         self.owner = owner
         self.jobs: dict[int, OwnedJob] = {}
-        self._channels: dict[tuple[Any, str], Channel] = {}
+        self._itself: OwnProcess | None = None
+        self._channels: dict[tuple[Any, ...], Channel] = {}
         self._tasks: dict[asyncio.Task[None], OwnedJob | None] = {}
         self._steps: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -63,8 +65,8 @@ class Runner:
         self.beats = Beats(
             database,
             owner.runner_id,
-            on_flagged=lambda ids: self._from_thread(self.cancelling.on_flagged, ids),
-            on_lost=lambda owned, why: self._from_thread(self._drop, owned, why),
+            on_flagged=lambda ids: self._from_thread(self._on_flagged, ids),
+            on_lost=lambda owned, why: self._from_thread(self._on_lost, owned, why),
             on_beaten=lambda jobs: self._from_thread(self._call_back, jobs),
         )
 
@@ -77,17 +79,21 @@ class Runner:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
+        await self.stop()
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.to_thread(self.beats.stop)
+        await asyncio.to_thread(self._threads.shutdown)
+        self._hooks.shutdown(wait=False, cancel_futures=True)
+
+    async def stop(self, reason: str = "released: its runner was stopped") -> None:
+        """Begin nothing any more, end what is under way, and give all jobs back."""
         self._stopping.set()
         if self._steps:  # a submission under way, an outcome being written: better ended than cut off
             await asyncio.wait(self._steps, timeout=_RELEASE_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._release_all()
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
-        await asyncio.to_thread(self.beats.stop)
-        await asyncio.to_thread(self._threads.shutdown)
-        self._hooks.shutdown(wait=False, cancel_futures=True)
+        await self._release_all(reason)
 
     @property
     def is_stopping(self) -> bool:
@@ -114,7 +120,7 @@ class Runner:
         now_s = monotonic_s()
         owned = OwnedJob(
             claim=claim,
-            channel=self._channel(type(job), row["connection"]),
+            channel=self._channel(job, row["connection"]),
             heartrate=row["heartrate"],
             poll_interval=row["poll_interval"] or job.default_poll_interval,
             token=row["submit_token"],
@@ -152,12 +158,12 @@ class Runner:
         if owned.cancel_cause == START_TIMEOUT:
             owned.waited = Shown(row["external_state"], row["message"])
 
-    def _channel(self, job_class: "type[MonitorJob]", connection: str | None) -> Channel:
-        name, behind = self.database.settings.connection(connection, job_class.backend_kind)
+    def _channel(self, job: "MonitorJob", connection: str | None) -> Channel:
+        name, behind = self.database.settings.connection(connection, job.backend_kind)
         # A subclass that makes its backend as its base does shares the way to it: one poller a connection.
-        key = (getattr(job_class.make_backend, "__func__", job_class), name)
+        key = (getattr(job.make_backend, "__func__", type(job)), name, job.own_way())
         if key not in self._channels:
-            backend = job_class.make_backend(behind)
+            backend = job.backend_behind(behind)
             self._channels[key] = Channel(name, backend, self._answers.on_answer, self._answers.on_health)
         return self._channels[key]
 
@@ -175,12 +181,29 @@ class Runner:
                     return
             await retry.pause()
 
-    async def _release_all(self) -> None:
+    async def _release_all(self, reason: str) -> None:
+        """Give all jobs back, trying for a while where the database is away."""
+        give_up_s = monotonic_s() + _RELEASE_S
         while self.jobs:
-            some = list(self.jobs.values())[:_DATABASE_THREADS]  # the others are beaten for until then
+            some = list(self.jobs.values())[:_RELEASE_MANY]  # the others are beaten for until then
             for owned in some:
                 self._forget(owned)
-            await asyncio.gather(*(self.release(owned.claim) for owned in some))
+            await self._release_some([owned.claim for owned in some], reason, give_up_s)
+
+    async def _release_some(self, claims: list[Claim], reason: str, give_up_s: float) -> None:
+        retry = Retry(most_s=1.0)
+        while True:
+            try:
+                done = await self.call(statements.release_many, self.owner.runner_id, claims, reason)
+                break
+            except DatabaseError as error:
+                if monotonic_s() > give_up_s:
+                    log.warning("not released: others will find them silent", jobs=len(claims), error=error)
+                    return
+            await retry.pause()
+        # What somebody holds locked is waited for; what is no longer ours is left alone.
+        left = [claim for claim in claims if claim.job_id not in set(done)]
+        await asyncio.gather(*(self.release(claim, reason) for claim in left))
 
     def _forget(self, owned: OwnedJob) -> None:
         owned.over = True
@@ -242,11 +265,33 @@ class Runner:
             log.warning("claim lost", job=owned.job_id, why=outcome)
             owned.settle(ClaimLost(outcome))
 
+    # --- what the beats tell ---------------------------------------------------------------------
+
+    def beat_for(self, itself: OwnProcess) -> None:
+        """Beat for the row of this process itself, too; it was claimed under this runner's id."""
+        self._itself = itself
+        self.beats.add(itself)
+
+    def _on_flagged(self, ids: list[int]) -> None:
+        if self._itself is not None and self._itself.job_id in ids:
+            self._itself.on_flagged()
+        self.cancelling.on_flagged(ids)
+
+    def _on_lost(self, owned: OwnedRow, why: str) -> None:
+        if isinstance(owned, OwnedJob):
+            self._drop(owned, why)
+        elif isinstance(owned, OwnProcess) and not owned.over:
+            owned.over = True
+            self.beats.remove(owned)
+            owned.on_lost(why)
+
     # --- what its parts need ---------------------------------------------------------------------
 
-    def _call_back(self, jobs: list[OwnedJob]) -> None:
+    def _call_back(self, jobs: list[OwnedRow]) -> None:
         for owned in jobs:
-            if not (owned.over or owned.is_called_back):  # one that is slow misses a beat
+            if isinstance(owned, OwnedJob) and not (
+                owned.over or owned.is_called_back
+            ):  # one that is slow misses a beat
                 self.spawn(self._call_back_one(owned))
 
     async def _call_back_one(self, owned: OwnedJob) -> None:

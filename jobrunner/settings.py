@@ -261,6 +261,11 @@ def configure(**overrides: Any) -> Settings:
     return _cached
 
 
+def configured() -> dict[str, Any]:
+    """Return what `configure` was told in this process: for a child that shall have the same settings."""
+    return dict(_overrides)
+
+
 def reset() -> None:
     """Forget what `configure` was told and what was read: for tests."""
     global _cached, _overrides

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,11 @@ class StandStill:
             return None
         count.looked_s = now_s
         return seen if now_s - count.since_s >= row["heartrate"] * self._grace else None
+
+    def keep(self, job_ids: AbstractSet[int]) -> None:
+        """Forget the jobs that are not among these: they beat, or have ended."""
+        for job_id in self._counts.keys() - job_ids:
+            del self._counts[job_id]
 
     def restart(self) -> None:
         """Forget all counts: our own view of the database was interrupted."""

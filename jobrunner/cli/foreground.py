@@ -6,29 +6,50 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from jobrunner import registry
+from jobrunner import registry, worklist
 from jobrunner.cli.exits import CODE_OF_STATE, ExitCode, code_of, show_own_traceback, tell
 from jobrunner.cli.live import Live
 from jobrunner.cli.options import JobOptions
-from jobrunner.cli.output import log_as_words, word
+from jobrunner.cli.output import log_as_words, say, say_json, word
+from jobrunner.cli.spelling import why_waiting
+from jobrunner.database import get_database
 from jobrunner.errors import ClaimLost, JobEndedBadly, JobrunnerError, Released
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
-    from jobrunner.models import MonitorJob
+    from jobrunner.models import BaseJob, MonitorJob
 
 
 def start_monitor_job(make: "Callable[..., MonitorJob]", options: JobOptions) -> int:
     """Make a monitor job, run it in this process to its end, and return the exit code.
 
     `make` is called with the arguments that every kind of job takes; where it raises, nothing is stored.
+    A detached one is only queued.
     """
     log_as_words()
+    if options.detach:
+        return queue(make(**options.of_job), as_json=options.as_json)
     with Live(as_json=options.as_json) as live:
         executor: Any = registry.load_executor_class("LocalExecutor")(
             on_exit=options.on_exit, on_started=live.started
         )
         return watch_to_the_end(make(executor=executor, **options.of_job).run, live)
+
+
+def queue(job: "BaseJob", *, as_json: bool) -> int:
+    """Store a job for a worker to take, print its id, and say so where nobody will take it soon."""
+    job.store()
+    if as_json:
+        say_json({"id": job.id, "state": str(job.state)})
+    else:
+        say(f"job {job.id}")
+    database = get_database()
+    with database.read() as connection:
+        workers = worklist.workers(connection, database.settings.grace_multiplier)
+    why = why_waiting(job.job_type, job.connection, workers)
+    if why is not None:
+        word(f"job {job.id} is queued: {why}")
+    return ExitCode.SUCCESS
 
 
 def watch_to_the_end(run: Callable[[], None], live: Live) -> int:

@@ -92,7 +92,7 @@ def list_(
     if as_json:
         say_json([row_as_json(row) for row in rows])
     elif rows:
-        _say_list(rows)
+        _say_list(rows, _why_waiting(rows))
     else:
         word("There are no such jobs." if any((states, job_types, name, since)) else "There are no jobs yet.")
     if has_more:
@@ -100,7 +100,23 @@ def list_(
     _warn_of_released(rows)
 
 
-def _say_list(rows: Sequence[Mapping[Any, Any]]) -> None:
+def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
+    """Return for queued jobs that no worker takes why that is, by id."""
+    from jobrunner import worklist
+    from jobrunner.cli import spelling
+    from jobrunner.database import get_database
+
+    queued = [row for row in rows if row["state"] == JobState.QUEUED]
+    if not queued:
+        return {}
+    database = get_database()
+    with database.read() as connection:
+        workers = worklist.workers(connection, database.settings.grace_multiplier)
+    found = {row["id"]: spelling.why_waiting(row["job_type"], row["connection"], workers) for row in queued}
+    return {job_id: why for job_id, why in found.items() if why is not None}
+
+
+def _say_list(rows: Sequence[Mapping[Any, Any]], waiting: Mapping[int, str]) -> None:
     from jobrunner.cli import spelling
     from jobrunner.cli.output import Column, say_table
 
@@ -123,7 +139,7 @@ def _say_list(rows: Sequence[Mapping[Any, Any]]) -> None:
             spelling.beat(row),
             row["hostname"] or "",
             spelling.ago(row["running_s"]),
-            spelling.message(row),
+            ", ".join(filter(None, (spelling.message(row), waiting.get(row["id"])))),
         ]
         for row in rows
     ]
@@ -149,7 +165,7 @@ def show(job_id: int, *, as_json: bool) -> None:
     """Show all columns of a job, whether it is alive, its events and its children."""
     from jobrunner import queries
     from jobrunner.cli.following import rows_of
-    from jobrunner.cli.output import row_as_json, say_json
+    from jobrunner.cli.output import row_as_json, say_json, word
     from jobrunner.database import get_database
 
     row = rows_of([job_id])[job_id]
@@ -166,6 +182,8 @@ def show(job_id: int, *, as_json: bool) -> None:
         )
         return
     _say_job(row, events, children)
+    for why in _why_waiting([row]).values():
+        word(f"job {job_id} is queued: {why}.")
     _warn_of_released([row])
 
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "wait": Lazy("jobrunner.cli.waiting:wait", "Wait until a job has ended."),
     "logs": Lazy("jobrunner.cli.logs:logs", "Print a job's output."),
     "check": Lazy("jobrunner.cli.check:check", "Tell by the exit code whether a job is alive."),
+    "worker": Lazy("jobrunner.cli.worker:worker", "Take queued jobs and orphans, and run them to their end."),
     "db": Lazy("jobrunner.cli.db:db", "Upgrade, check and prune the database."),
     "connections": Lazy(
         "jobrunner.cli.connections:connections", "List and test the ways to outside systems."

@@ -75,6 +75,41 @@ class Pair(click.ParamType):  # type: ignore[type-arg]
         return name, rest
 
 
+class Resubmission(click.ParamType):  # type: ignore[type-arg]
+    """A cause and how often work that failed by it is submitted again, as CAUSE=N."""
+
+    name = "cause=n"
+    _MOST = 1000
+
+    def __init__(self, causes: Sequence[str]) -> None:
+        self.causes = causes
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return the cause and the number."""
+        if isinstance(value, tuple):
+            return value  # converted before
+        cause, separator, number = str(value).partition("=")
+        known = ", ".join(self.causes)
+        if not separator:
+            self.fail(f"{value!r} is no CAUSE=N: causes are {known}", param, ctx)
+        if cause not in self.causes:
+            self.fail(f"{cause!r} is no cause of a failure here: known are {known}", param, ctx)
+        if not re.fullmatch(r"[0-9]{1,4}", number) or not 1 <= int(number) <= self._MOST:
+            self.fail(f"{value!r} must be a number from 1 to {self._MOST} after the =", param, ctx)
+        return cause, int(number)
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002  # click calls with all three
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Offer the causes."""
+        return [CompletionItem(f"{cause}=") for cause in self.causes if cause.startswith(incomplete)]
+
+
 class Label(click.ParamType):  # type: ignore[type-arg]
     """A text that a column for names can hold."""
 
@@ -104,15 +139,25 @@ class JobOptions:
 
     of_job: dict[str, Any]
     on_exit: Literal["release", "kill"]
+    detach: bool
     as_json: bool
 
 
-def job_options(work: str, *, default_name: str, is_local: bool = False) -> Callable[..., Any]:
+def detach_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--detach` to a command that starts a job."""
+    return click.option(
+        "--detach", is_flag=True, help="Queue the job for a worker, print its id, and do not wait for it."
+    )(command)
+
+
+def job_options(
+    work: str, *, default_name: str, is_local: bool = False, causes: Sequence[str] = ()
+) -> Callable[..., Any]:
     """Add what every kind of monitor job takes to its command, which gets it as `options`.
 
     `work`: what is watched, in the words of the help. `default_name`: whose name the job has without
     one of its own. `is_local`: it is on this host, so that there is no connection to choose, and it
-    starts at once or never.
+    starts at once or never. `causes`: why it may fail and be submitted again.
     """
     added: list[Callable[..., Any]] = [
         click.option("--name", type=Label(), help=f"The job's own name; without it, {default_name}."),
@@ -134,6 +179,17 @@ def job_options(work: str, *, default_name: str, is_local: bool = False) -> Call
                 help="The configured connection to use.",
             ),
         ]
+    if causes:
+        added.append(
+            click.option(
+                "--resubmit",
+                type=Resubmission(causes),
+                multiple=True,
+                metavar="CAUSE=N",
+                help=f"How often {work} is submitted again when it failed by this cause "
+                f"({', '.join(causes)}); may be repeated for others.",
+            )
+        )
     added += [
         click.option(
             "--on-exit",
@@ -142,6 +198,7 @@ def job_options(work: str, *, default_name: str, is_local: bool = False) -> Call
             show_default=True,
             help=f"What Ctrl-C and SIGTERM do to {work}: leave it running, or kill it.",
         ),
+        detach_option,
         click.option("--dag-id", type=Label(), help="The pipeline that the job belongs to."),
         json_option,
     ]
@@ -152,7 +209,15 @@ def job_options(work: str, *, default_name: str, is_local: bool = False) -> Call
         def with_options(**given: Any) -> Any:
             of_job = {name: given.pop(name) for name in names if name in given}
             of_job = {name: value for name, value in of_job.items() if value is not None}
-            options = JobOptions(of_job, given.pop("on_exit"), given.pop("as_json"))
+            if given.get("resubmit"):
+                of_job["resubmit"] = _by_cause(given["resubmit"])
+            given.pop("resubmit", None)
+            if given["detach"] and given["on_exit"] == "kill":
+                raise click.UsageError(
+                    "--on-exit kill is about a job in the foreground: leave it away with --detach.",
+                    click.get_current_context(),
+                )
+            options = JobOptions(of_job, given.pop("on_exit"), given.pop("detach"), given.pop("as_json"))
             return command(options=options, **given)
 
         for option in reversed(added):
@@ -160,6 +225,17 @@ def job_options(work: str, *, default_name: str, is_local: bool = False) -> Call
         return with_options
 
     return add
+
+
+def _by_cause(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Return the numbers by their causes. Raises click's `UsageError` for a cause that is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(cause for cause, _ in pairs if [each for each, _ in pairs].count(cause) > 1)
+        raise click.UsageError(
+            f"--resubmit {twice} is there twice: give it once.", click.get_current_context()
+        )
+    return found
 
 
 def complete_connections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobrunner.cli.output import one_line
@@ -49,6 +49,20 @@ def message(row: Mapping[Any, Any]) -> str:
     """Return the job's message in one line; nothing where it only says the state again."""
     text = one_line(row["message"] or "")
     return "" if text == row["state"] else text
+
+
+def why_waiting(job_type: str, connection: str | None, workers: Sequence[Mapping[Any, Any]]) -> str | None:
+    """Return why no worker takes such a queued job; None where one should. `workers`: those alive."""
+    if not workers:
+        return "no worker is alive; `jobrunner worker` starts one"
+    refusals = []
+    for worker in workers:
+        refused = (worker["detail"] or {}).get("unserved", [])
+        why = next((why for kind, name, why in refused if (kind, name) == (job_type, connection)), None)
+        if why is None:
+            return None
+        refusals.append(f"worker {worker['id']} does not take it: {why}")
+    return "; ".join(dict.fromkeys(refusals))
 
 
 def beat(row: Mapping[Any, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from jobrunner.cli.options import Pair, json_option
+from jobrunner.cli.options import Pair, detach_option, json_option
 
 
 @click.command("own")
@@ -20,15 +20,17 @@ from jobrunner.cli.options import Pair, json_option
     metavar="NAME=VALUE",
     help="An argument for the class; a value that is JSON is read as JSON. May be repeated.",
 )
+@detach_option
 @json_option
 @click.pass_context
-def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], as_json: bool) -> int:
+def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], detach: bool, as_json: bool) -> int:
     """Start a job of your own class, MODULE:CLASS, in this process.
 
     The module is looked for in the working directory, too. Ctrl-C and SIGTERM end the job as killed.
+    With --detach a worker runs it, where the module has to be found as well.
     """
     from jobrunner import registry
-    from jobrunner.cli.foreground import run_own_code, watch_to_the_end
+    from jobrunner.cli.foreground import queue, run_own_code, watch_to_the_end
     from jobrunner.cli.live import Live
     from jobrunner.cli.output import log_as_words
     from jobrunner.models import MonitorJob
@@ -38,13 +40,15 @@ def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], as_json: 
     log_as_words()
     job = _make(path, given)
     is_watched = isinstance(job, MonitorJob)
+    if not is_watched and job.spec is None:
+        job.spec = {"class": path, "args": given}
+    if detach:
+        return queue(job, as_json=as_json)
     # The output of code that runs in this process would tear a live line apart.
     with Live(as_json=as_json, quiet=not is_watched) as live:
         job.executor = registry.load_executor_class("LocalExecutor")(on_started=live.started)
         if is_watched:
             return watch_to_the_end(job.run, live)
-        if job.spec is None:
-            job.spec = {"class": path, "args": given}
         return run_own_code(job.run, live)
 
 
@@ -73,13 +77,18 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(word)  # NaN and Infinity are no JSON, and no database would take them
 
 
+def find_modules_here() -> None:
+    """Let modules be found in the working directory, too, as `python -m` does."""
+    if os.getcwd() not in sys.path:  # noqa: PTH109  # the very text that sys.path holds
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+
+
 def _make(path: str, given: dict[str, Any]) -> Any:
     from jobrunner import registry
     from jobrunner.errors import JobrunnerError, UsageError
     from jobrunner.models import BaseJob
 
-    if os.getcwd() not in sys.path:  # noqa: PTH109  # the very text that sys.path holds
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    find_modules_here()
     try:
         job_class = registry.load(path)
     except JobrunnerError:

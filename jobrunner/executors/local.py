@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from sqlalchemy import RowMapping
 from jobrunner import statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseError, JobNotFound, Released, UsageError, error_of_end
+from jobrunner.executors.signals import heard
 from jobrunner.logs import get_logger
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.rows import is_stored, refresh, store
@@ -21,9 +21,6 @@ from jobrunner.states import JobState
 from jobrunner.sweeper import LOOK_S, StandStill, check_servable, claim, lose_with_its_host, see_off
 
 log = get_logger(__name__)
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""The signals that tell a foreground runner to stop."""
 
 OnExit = Literal["release", "kill"]
 Taken = tuple[Claim, RowMapping]
@@ -126,9 +123,7 @@ class _Watch:
 
     async def run(self, own: "Callable[[], Any]") -> JobState:
         """Watch to the end. `own` comes to own the job, or returns how it ended."""
-        self._loop = asyncio.get_running_loop()
-        restore = self._handle_signals()
-        try:
+        with heard(self._on_signal):
             taken: Taken | JobState = await own()
             if isinstance(taken, JobState):
                 return taken
@@ -144,8 +139,6 @@ class _Watch:
             if end.done():  # perhaps only while the runner was leaving
                 return end.result()
             raise self._released()
-        finally:
-            restore()
 
     def _released(self) -> Released:
         number = self._signals[-1]
@@ -223,23 +216,6 @@ class _Watch:
         self._stored.set()
 
     # --- signals -----------------------------------------------------------------------------------
-
-    def _handle_signals(self) -> Callable[[], None]:
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None  # signals are the main thread's: whoever it is handles them
-        # A closed terminal is a stop, too; what is ignored (nohup, a shell's background) stays ignored.
-        before = {number: signal.getsignal(number) for number in STOPPING}
-        before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-        for number in before:
-            self._loop.add_signal_handler(number, self._on_signal, number)
-
-        def restore() -> None:
-            for number, handler in before.items():
-                self._loop.remove_signal_handler(number)
-                if handler is not None:  # None: set by C code, and not ours to give back
-                    signal.signal(number, handler)
-
-        return restore
 
     def _on_signal(self, number: int) -> None:
         self._signals.append(number)

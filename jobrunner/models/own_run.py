@@ -25,8 +25,7 @@ from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of
 from jobrunner.hints import Hints
 from jobrunner.logs import get_logger
 from jobrunner.models.rows import is_stored, refresh, store
-from jobrunner.settings import get_settings
-from jobrunner.statements import Beaten, Claim, new_owner
+from jobrunner.statements import Beaten, Claim, Owner, new_owner
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
@@ -202,7 +201,35 @@ def call_back(job: "BaseJob", database: Database) -> None:
 
 def run_code(job: "BaseJob") -> None:
     """Run a job's own code in this process, from its claim to its terminal state: see `BaseJob.run`."""
-    own = _begin(job)
+    database, claim = claim_here(job, new_owner(job.executor_class or "LocalExecutor"))
+    run_claimed(job, database, claim)
+
+
+def claim_here(job: "BaseJob", owner: Owner) -> tuple[Database, Claim]:
+    """Store the job as this process's own, or claim it where it is queued. Raises `UsageError`."""
+    database = get_database()
+    with database.write() as connection:
+        if is_stored(job):
+            claim = statements.claim_queued(connection, job.id, owner)
+            row = statements.get(connection, job.id)
+        else:
+            row = store(connection, job, owner)
+            claim = Claim(row["id"], owner.runner_id, row["claims"])
+    refresh(job, row)
+    if claim is None:
+        raise UsageError(f"Job {job.id} is {job.state}, not queued: only a queued job can be run.")
+    return database, claim
+
+
+def run_claimed(job: "BaseJob", database: Database, claim: Claim) -> None:
+    """Run the own code of a job that this process has just claimed, to its terminal state."""
+    with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
+        warn_of_skew(database, job.heartrate)
+    left_s = None
+    if job.deadline_at is not None:
+        left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
+    own = OwnRun(database, claim, job.heartrate, database.settings.grace_multiplier, left_s)
+    job._own = own
     on_started = getattr(job.executor, "on_started", None)
     try:
         if on_started is not None:
@@ -227,28 +254,6 @@ def run_code(job: "BaseJob") -> None:
     finally:
         own.close()
         job._own = None
-
-
-def _begin(job: "BaseJob") -> OwnRun:
-    database, settings = get_database(), get_settings()
-    owner = new_owner(job.executor_class or "LocalExecutor")
-    with database.write() as connection:
-        if is_stored(job):
-            claim = statements.claim_queued(connection, job.id, owner)
-            row = statements.get(connection, job.id)
-        else:
-            row = store(connection, job, owner)
-            claim = Claim(row["id"], owner.runner_id, row["claims"])
-    refresh(job, row)
-    if claim is None:
-        raise UsageError(f"Job {job.id} is {job.state}, not queued: only a queued job can be run.")
-    with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
-        warn_of_skew(database, job.heartrate)
-    left_s = None
-    if job.deadline_at is not None:
-        left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
-    job._own = OwnRun(database, claim, job.heartrate, settings.grace_multiplier, left_s)
-    return job._own
 
 
 def _finish(job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:

@@ -9,7 +9,7 @@ from jobrunner.statements.beating import Beaten, beat, flagged, look
 from jobrunner.statements.claiming import adopt, adopt_many, claim_many, claim_queued, lose, lose_many, store
 from jobrunner.statements.ending import end, release, release_many
 from jobrunner.statements.killing import begin_cancel, request_kill
-from jobrunner.statements.observing import Sight, observe_many
+from jobrunner.statements.observing import Sight, observe_many, tell
 from jobrunner.statements.pruning import prune
 from jobrunner.statements.submitting import (
     begin_submit,
@@ -66,4 +66,5 @@ __all__ = [
     "say_unsubmitted",
     "store",
     "tables",
+    "tell",
 ]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, func
 from sqlalchemy.dialects.postgresql import JSONB
 
-from jobrunner.statements.given import json_of
-from jobrunner.statements.table import of_given, tables
+from jobrunner.statements.given import json_of, plain
+from jobrunner.statements.table import Claim, is_one, of_given, owned, tables
 
 
 class Sight(NamedTuple):
@@ -46,3 +46,8 @@ def _observe_many(dialect: str) -> Any:
     )
     values = {name: func.coalesce(said[name], job.c[name]) for name in shown}
     return statement.values(values).returning(job.c.id)
+
+
+def tell(conn: Connection, claim: Claim, message: str, detail: Mapping[str, Any]) -> bool:
+    """Write what a running job says of itself; False when the claim no longer stands."""
+    return is_one(conn, owned(claim).values(message=plain(message), detail=plain(detail)))

@@ -1,0 +1,131 @@
+"""`jobrunner worker`: take queued jobs and orphans, and run them to their end."""
+
+from typing import Any
+
+import click
+
+from jobrunner.cli.options import Duration, Label, complete_connections, job_type_option, json_option
+
+
+class _Address(click.ParamType):  # type: ignore[type-arg]
+    """A port, or HOST:PORT."""
+
+    name = "[host:]port"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return the host and the port."""
+        if isinstance(value, tuple):
+            return value  # converted before
+        host, _, port = str(value).rpartition(":")
+        if not port.isdecimal() or not 0 < int(port) < 2**16:
+            self.fail(f"{value!r} is no port: give one such as 8080, or 0.0.0.0:8080", param, ctx)
+        return host.strip("[]") or "127.0.0.1", int(port)
+
+
+@click.command()
+@click.option("--name", type=Label(), help="The worker's own name.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(min=0),
+    default=10_000,
+    show_default=True,
+    help="How many jobs it watches at most.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=0),
+    help="How many jobs with code of their own it runs at once, each in a process.  [default: one a CPU]",
+)
+@job_type_option
+@click.option(
+    "--connection",
+    "connections",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=complete_connections,
+    help="Only jobs that use this connection; may be repeated.",
+)
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="MODULE",
+    help="A module to import, which defines job types; may be repeated.",
+)
+@click.option("--heartrate", type=Duration(), help="Time between two beats of the worker itself.")
+@click.option(
+    "--drain-timeout",
+    type=Duration(),
+    default="10m",
+    show_default=True,
+    help="How long it waits for its child processes when it is told to stop.",
+)
+@click.option(
+    "--probe-port",
+    "probe",
+    type=_Address(),
+    metavar="[HOST:]PORT",
+    help="Answer GET /livez and /readyz here; without HOST, on 127.0.0.1.",
+)
+@json_option
+def worker(
+    *, imports: tuple[str, ...], heartrate: float | None, drain_timeout: float, as_json: bool, **given: Any
+) -> int:
+    """Take queued jobs and orphans, and run them to their end.
+
+    SIGTERM and Ctrl-C drain: nothing more is taken, the jobs are given back to be taken by others, and
+    nothing outside is cancelled. A second signal ends it at once, and loses nothing either.
+    """
+    from jobrunner import registry
+    from jobrunner.cli.exits import ExitCode, code_of
+    from jobrunner.cli.output import log_as_lines, say, say_json, word
+    from jobrunner.cli.start_own import find_modules_here
+    from jobrunner.errors import JobEndedBadly
+    from jobrunner.worker import WorkerJob
+
+    log_as_lines()
+    find_modules_here()
+    for module in imports:
+        registry.load_module(module)
+    _ensure_known(given["job_types"], given["connections"])
+
+    def started(job_id: int) -> None:
+        if as_json:
+            say_json({"id": job_id, "state": "running"})
+        else:
+            say(f"job {job_id}")
+            word(f"worker {job_id} takes jobs: Ctrl-C stops it, and cancels nothing.")
+
+    executor: Any = registry.load_executor_class("LocalExecutor")(on_started=started)
+    job = WorkerJob(executor, heartrate, imports=imports, drain_timeout=drain_timeout, **given)
+    try:
+        job.run()
+    except JobEndedBadly as error:
+        word(f"jobrunner: {error}")
+        return code_of(error)
+    word(f"worker {job.id} has {job.message}: its jobs were given back.")
+    return ExitCode.SUCCESS
+
+
+def _ensure_known(job_types: tuple[str, ...], connections: tuple[str, ...]) -> None:
+    """Refuse a type that cannot be loaded here, and a connection that is not configured."""
+    from jobrunner import registry
+    from jobrunner.cli.connections import all_connections
+    from jobrunner.errors import UsageError
+    from jobrunner.models import BaseJob
+
+    known = {*registry.job_type_names(), *map(str, BaseJob.__mapper__.polymorphic_map)}
+    for job_type in job_types:
+        if job_type not in known:
+            raise UsageError(
+                f"The job type {job_type!r} is not known here: install what registers it, "
+                "or --import its module."
+            )
+    names = [each.name for each in all_connections()]
+    for name in connections:
+        if name not in names:
+            raise UsageError(
+                f"There is no connection {name!r}: known are {', '.join(sorted(names)) or 'none'}."
+            )

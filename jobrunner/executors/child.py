@@ -1,0 +1,129 @@
+"""The child process of a job that runs its own code: it claims the job first, then runs it.
+
+A process of its own, so that no job can hang or crash its worker: `python -m jobrunner.executors.child`,
+with one line of JSON on its standard input (`Order`).
+"""
+
+import datetime as dt
+import json
+import signal
+import sys
+from dataclasses import asdict, dataclass, replace
+from types import FrameType
+from typing import Any
+
+from jobrunner import registry, statements
+from jobrunner.database import get_database
+from jobrunner.errors import JobrunnerError, UsageError
+from jobrunner.logs import get_logger
+from jobrunner.models import BaseJob, MonitorJob, UnknownJob
+from jobrunner.models.base_job import object_of
+from jobrunner.models.own_run import OwnRun, run_claimed
+from jobrunner.models.rows import refresh
+from jobrunner.settings import configure
+from jobrunner.statements import Claim, Owner, Sighting, new_owner
+from jobrunner.states import JobState
+
+log = get_logger(__name__)
+
+NOT_OURS = 75
+"""The exit code of a child whose claim failed: somebody else has the job."""
+ENDED = 0
+"""The exit code of one that wrote its job's outcome, whatever it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a child shall run: a queued job, or an orphan as it was sighted."""
+
+    job_id: int
+    runner_id: str
+    executor_class: str
+    settings: dict[str, Any]
+    imports: tuple[str, ...] = ()
+    orphan: tuple[str | None, int, str] | None = None
+
+    def to_line(self) -> bytes:
+        """Return it as one line."""
+        return json.dumps(asdict(self), default=str).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "Order":
+        """Read it."""
+        given = json.loads(line)
+        given["imports"] = tuple(given["imports"])
+        if given["orphan"] is not None:
+            given["orphan"] = tuple(given["orphan"])
+        return cls(**given)
+
+    def sighting(self) -> Sighting | None:
+        """Return how the orphan was sighted."""
+        if self.orphan is None:
+            return None
+        runner_id, claims, beat = self.orphan
+        return Sighting(self.job_id, runner_id, claims, dt.datetime.fromisoformat(beat))
+
+
+def main() -> int:
+    """Run the job of the order; return the exit code."""
+    order = Order.from_line(sys.stdin.buffer.readline())
+    if order.settings:
+        configure(**order.settings)
+    database = get_database()
+    owner = replace(new_owner(order.executor_class), runner_id=order.runner_id)
+    seen = order.sighting()
+    with database.write() as connection:
+        claim = _claim(connection, order, owner, seen)
+        row = statements.get_or_none(connection, order.job_id)
+    if claim is None or row is None:
+        return NOT_OURS
+    try:
+        job = _made(row, order.imports)
+    except Exception as error:  # whatever the import of somebody's module raises
+        log.error("the job cannot be loaded", job=order.job_id, error=error, exc_info=True)
+        why = str(error) if isinstance(error, JobrunnerError) else f"{type(error).__name__}: {error}"
+        grace = database.settings.grace_multiplier
+        own = OwnRun(database, claim, row["heartrate"], grace)
+        own.end(JobState.FAILED, f"it cannot be loaded here: {why}")
+        return ENDED
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        run_claimed(job, database, claim)
+    except KeyboardInterrupt:
+        pass
+    except JobrunnerError as error:
+        log.warning("the job ended", job=order.job_id, error=error)
+    except Exception as error:  # the job's own code's: its outcome is written, and here is where it came from
+        log.error("the job failed", job=order.job_id, error=error, exc_info=True)
+    return ENDED
+
+
+def _claim(connection: Any, order: Order, owner: Owner, seen: Sighting | None) -> Claim | None:
+    if seen is None:
+        return statements.claim_queued(connection, order.job_id, owner)
+    return statements.adopt(connection, seen, owner)
+
+
+def _made(row: Any, imports: tuple[str, ...]) -> BaseJob:
+    """Return the object of a job that runs its own code, made as its first start made it."""
+    for module in imports:
+        registry.load_module(module)
+    spec = row["spec"] if isinstance(row["spec"], dict) else {}
+    if "class" in spec:
+        job = registry.load(spec["class"])(**spec.get("args", {}))
+        refresh(job, row)
+    else:
+        job = object_of(row)
+    if isinstance(job, UnknownJob) or not isinstance(job, BaseJob) or isinstance(job, MonitorJob):
+        raise UsageError(
+            f"There is no class for the job type {row['job_type']!r}: register it under `jobrunner.jobs`."
+        )
+    return job
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("stopped by SIGTERM")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Child processes for jobs that run their own code: started, heard to the end, and ended where they hang.
+
+A child claims its job itself and beats for it; only after it was seen to be dead is its outcome written
+for it, under its own claim.
+"""
+
+import asyncio
+import signal
+import sys
+import uuid
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from sqlalchemy import RowMapping
+
+from jobrunner import statements
+from jobrunner.clock import monotonic_s
+from jobrunner.executors.child import ENDED, NOT_OURS, Order
+from jobrunner.logs import get_logger
+from jobrunner.models.own_run import kill_message
+from jobrunner.runner import Runner
+from jobrunner.settings import configured
+from jobrunner.statements import Claim, Sighting
+from jobrunner.states import JobState
+
+log = get_logger(__name__)
+
+OBEY_S = 10.0
+"""Seconds for which a child may go on after a kill or its deadline, beyond its next beat."""
+TERMINATE_S = 10.0
+"""Seconds between SIGTERM and SIGKILL."""
+_REST_MOST_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """One child process, and the job that it was started for."""
+
+    job_id: int
+    runner_id: str
+    process: asyncio.subprocess.Process
+    over_since_s: float | None = None
+    """Since when it should have ended: a kill is wished, or its deadline has passed."""
+    why: tuple[JobState, str] | None = None
+    """What its job ends as, if it has to be ended by us."""
+    ending: asyncio.Task[None] | None = None
+
+
+class Children:
+    """The child processes of one worker, on its runner's event loop."""
+
+    def __init__(self, runner: Runner, imports: Iterable[str] = ()) -> None:
+        self._runner = runner
+        self._imports = tuple(imports)
+        self.by_job: dict[int, Child] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._resting: dict[int, tuple[float, int]] = {}
+
+    async def start(self, job_id: int, orphan: Sighting | None = None) -> None:
+        """Start a child for a queued job, or for an orphan. Raises OSError where there can be none."""
+        runner_id = str(uuid.uuid4())
+        seen = None
+        if orphan is not None:
+            seen = (orphan.runner_id, orphan.claims, orphan.latest_heartbeat.isoformat())
+        executor_class = self._runner.owner.executor_class
+        order = Order(job_id, runner_id, executor_class, configured(), self._imports, seen)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "jobrunner.executors.child"),
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C at the worker's terminal is not meant for it
+        )
+        child = self.by_job[job_id] = Child(job_id, runner_id, process)
+        assert process.stdin is not None
+        with suppress(ConnectionError):  # it died at once: its end says so
+            process.stdin.write(order.to_line())
+            process.stdin.close()
+        self._spawn(self._see_to(child))
+
+    async def look(self) -> None:
+        """See that children whose jobs shall end do so. Raises `DatabaseError`."""
+        if not self.by_job:
+            return
+        rows = await asyncio.to_thread(self._rows, list(self.by_job))
+        for row, late in rows:
+            child = self.by_job.get(row["id"])
+            if child is None or row["runner_id"] != child.runner_id or row["state"] is not JobState.RUNNING:
+                continue
+            why = _over(row, late=late)
+            if why is None:
+                child.over_since_s = None
+            elif child.over_since_s is None:
+                child.over_since_s = monotonic_s()
+            elif child.ending is None and monotonic_s() > child.over_since_s + row["heartrate"] + OBEY_S:
+                child.why = why
+                child.ending = self._spawn(self._end(child))
+
+    def _rows(self, ids: list[int]) -> list[tuple[RowMapping, bool]]:
+        with self._runner.database.read() as connection:
+            now = statements.now(connection)
+            return [
+                (row, row["deadline_at"] is not None and row["deadline_at"] < now)
+                for row in statements.get_many(connection, ids)
+            ]
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until all children have ended; False: some go on."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        return not self.by_job
+
+    def leave(self) -> None:
+        """Leave the children that still run to themselves: each beats for its own job, and ends it."""
+        for task in self._tasks:
+            task.cancel()
+
+    # --- one child ---------------------------------------------------------------------------------
+
+    async def _see_to(self, child: Child) -> None:
+        code = await child.process.wait()
+        try:
+            if code != NOT_OURS and not await self._conclude(child, code):
+                self._rest(child.job_id, code)
+        finally:
+            self.by_job.pop(child.job_id, None)
+
+    def is_resting(self, job_id: int) -> bool:
+        """Whether the last child for a job failed before it claimed it, and not long ago."""
+        return self._resting.get(job_id, (0.0, 0))[0] > monotonic_s()
+
+    def _rest(self, job_id: int, code: int) -> None:
+        count = self._resting.get(job_id, (0.0, 0))[1] + 1
+        rest_s = min(_REST_MOST_S, 2.0**count)
+        self._resting[job_id] = (monotonic_s() + rest_s, count)
+        why = _words_of(code)
+        log.warning(f"a child could not claim its job: again in {rest_s:g} s", job=job_id, why=why)
+
+    async def _conclude(self, child: Child, code: int) -> bool:
+        """Write the end of a job whose process is proven dead, if that did not write it itself.
+
+        False: it never had the job.
+        """
+        row = await self._runner.persist(statements.get_or_none, child.job_id)
+        if row is None or row["runner_id"] != child.runner_id:
+            return row is None or code == ENDED
+        self._resting.pop(child.job_id, None)
+        if row["state"] is not JobState.RUNNING:
+            return True
+        claim = Claim(child.job_id, child.runner_id, row["claims"])
+        state, message = child.why or (JobState.FAILED, _words_of(code))
+        if await self._runner.persist(statements.end, claim, state, message):
+            log.warning("a child ended without a word", job=child.job_id, state=state, why=_words_of(code))
+        return True
+
+    async def _end(self, child: Child) -> None:
+        log.warning("a child does not end by itself: it is being ended", job=child.job_id)
+        _signal(child, signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TERMINATE_S):
+                await child.process.wait()
+                return
+        _signal(child, signal.SIGKILL)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a child could not be seen to", error=task.exception(), exc_info=task.exception())
+
+
+def _over(row: RowMapping, *, late: bool) -> tuple[JobState, str] | None:
+    """Return what a running job has to end as, if it has to."""
+    if row["kill_requested_at"] is not None:
+        return JobState.KILLED, kill_message(row)
+    return (JobState.FAILED, "the timeout has passed") if late else None
+
+
+def _words_of(code: int) -> str:
+    if code < 0:
+        with suppress(ValueError):
+            return f"its process was ended by {signal.Signals(-code).name}"
+        return f"its process was ended by signal {-code}"
+    return f"its process ended with code {code} and wrote no outcome"
+
+
+def _signal(child: Child, number: signal.Signals) -> None:
+    """Signal a child and all that it started, unless it has ended meanwhile."""
+    with suppress(psutil.Error):
+        root = psutil.Process(child.process.pid)
+        for each in [*root.children(recursive=True), root]:
+            if child.process.returncode is None:  # until it was waited for, its pid is its own
+                with suppress(psutil.Error):
+                    each.send_signal(number)

@@ -1,0 +1,34 @@
+"""The signals that tell a process to stop, while it runs an event loop."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Told to stop. A closed terminal is one, too."""
+
+
+@contextmanager
+def heard(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Call `on_signal` on the running event loop for each signal to stop; the former handlers come back.
+
+    What is ignored (nohup, a shell's background) stays ignored. In another thread than the main one
+    nothing is done: signals are the main thread's, and whoever it is handles them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            if handler is not None:  # None: set by C code, and not ours to give back
+                signal.signal(number, handler)

@@ -1,0 +1,84 @@
+"""`WorkerJob`: the worker's own row: listed, checked and killed like any job."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from jobrunner.errors import DatabaseError, JobNotFound, UsageError, error_of_end
+from jobrunner.models import BaseJob
+from jobrunner.models.own_run import claim_here
+from jobrunner.statements import new_owner
+
+CAPACITY = 10_000
+"""Monitor jobs that a worker watches at most, unless it is told otherwise."""
+DRAIN_TIMEOUT_S = 600.0
+"""Seconds for which a worker that is stopped waits for its child processes, unless it is told otherwise."""
+
+
+class WorkerJob(BaseJob):
+    """A process that takes queued jobs and orphans, watches them, and runs jobs with code in children.
+
+    `capacity`: monitor jobs that it watches at most. `processes`: child processes at most, one for each
+    job that runs its own code; without it, one a CPU. `job_types`, `connections`: take only these; none:
+    whatever it can serve. `imports`: modules to import, by which job types become known.
+    `drain_timeout`: seconds for which it waits for its children when it is stopped. `probe`: (host, port)
+    of an HTTP probe. Raises `UsageError` on a number that cannot be.
+    """
+
+    def __init__(
+        self,
+        executor: Any = None,
+        heartrate: float | None = None,
+        *,
+        capacity: int = CAPACITY,
+        processes: int | None = None,
+        job_types: Sequence[str] = (),
+        connections: Sequence[str] = (),
+        imports: Sequence[str] = (),
+        drain_timeout: float = DRAIN_TIMEOUT_S,
+        probe: tuple[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        processes = os.cpu_count() or 1 if processes is None else processes
+        if capacity < 0 or processes < 0 or capacity + processes == 0:
+            raise UsageError(
+                f"A worker for {capacity} monitor jobs and {processes} processes has nothing to do: "
+                "give 0 or more of each, and at least one of them."
+            )
+        if not 0 <= drain_timeout < float("inf"):
+            raise UsageError(f"A drain timeout of {drain_timeout} s cannot be kept: give seconds, 0 or more.")
+        spec = {
+            "capacity": capacity,
+            "processes": processes,
+            "job_types": list(job_types),
+            "connections": list(connections),
+            "imports": list(imports),
+            "drain_timeout": drain_timeout,
+        }
+        super().__init__(executor, heartrate, spec=spec, **kwargs)
+        self.probe = probe
+
+    def run(self) -> None:
+        """Work until told to stop, by a signal or a kill.
+
+        On SIGTERM, SIGINT or a kill nothing more is taken, the jobs are given back, and children are
+        waited for; nothing outside is cancelled. A second signal ends the process at once. Raises
+        `JobKilled` after a kill, `JobLost` when others took it for dead, and what `BaseJob.run` raises.
+        """
+        from jobrunner.worker.loop import Worker
+        from jobrunner.worker.probe import Probe
+
+        probe = Probe(self.probe)  # where it cannot listen, nothing is stored
+        owner = new_owner(self.executor_class or "LocalExecutor")
+        database, claim = claim_here(self, owner)
+        on_started = getattr(self.executor, "on_started", None)
+        if on_started is not None:
+            on_started(self.id)
+        state = asyncio.run(Worker(database, owner, claim, self, probe).run())
+        with suppress(DatabaseError, JobNotFound):  # it would hide how the work itself ended
+            self.reload()
+        error = error_of_end(self.id, state, self.message)
+        if error is not None:
+            raise error

@@ -1,0 +1,120 @@
+"""What this process can serve: the types that it can load, the connections that it has, its own host."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobrunner import identity, registry
+from jobrunner.clock import monotonic_s
+from jobrunner.errors import JobrunnerError
+from jobrunner.models import BaseJob, MonitorJob
+from jobrunner.settings import Settings
+from jobrunner.worklist import WORKER, Waiting
+
+_AGAIN_S = 60.0  # what could not be served is tried again after this: an extra may be installed meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Of what waits, what can be served here."""
+
+    monitored: list[tuple[str, str | None]]
+    """The types and connections of monitor jobs."""
+    coded: list[str]
+    """The types of jobs that run their own code."""
+    host_ids: list[str]
+    """Hosts to which some of them are bound, and which can be served from here."""
+    count: int
+    """How many jobs that are, all in all."""
+    unserved: list[tuple[str, str | None, str]]
+    """The types and connections of those that cannot be served, each with the reason."""
+
+
+class Serving:
+    """Says of a job whether this process can serve it, and why not.
+
+    `job_types`, `connections`: serve only these; none: all that there are.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        job_types: Collection[str] = (),
+        connections: Collection[str] = (),
+        clock: Callable[[], float] = monotonic_s,
+    ) -> None:
+        self._settings = settings
+        self._job_types = frozenset(job_types)
+        self._connections = frozenset(connections)
+        self._clock = clock
+        self._verdicts: dict[tuple[str, str | None], tuple[float, str | None]] = {}
+
+    def of(self, waiting: Iterable[Waiting]) -> Served:
+        """Tell what of the jobs that wait can be served."""
+        monitored: dict[tuple[str, str | None], None] = {}
+        coded: dict[str, None] = {}
+        hosts: dict[str, None] = {}
+        unserved: dict[tuple[str, str | None], str] = {}
+        count = 0
+        for each in waiting:
+            why = self.why_not(each.job_type, each.connection)
+            if why is None and not identity.can_serve(each.host_id):
+                why = "its process is on another host"
+            if why is not None:
+                unserved[each.job_type, each.connection] = why
+                continue
+            count += each.count
+            if each.host_id is not None:
+                hosts[each.host_id] = None
+            if self.is_monitored(each.job_type):
+                monitored[each.job_type, each.connection] = None
+            else:
+                coded[each.job_type] = None
+        refused = [(*kind, why) for kind, why in unserved.items()]
+        return Served(list(monitored), list(coded), list(hosts), count, refused)
+
+    def is_monitored(self, job_type: str) -> bool:
+        """Whether jobs of this type are watched; the others run their own code."""
+        job_class = class_of(job_type)
+        return job_class is not None and issubclass(job_class, MonitorJob)
+
+    def why_not(self, job_type: str, connection: str | None) -> str | None:
+        """Return why such a job cannot be served here; None: it can, as far as can be told before."""
+        known = self._verdicts.get((job_type, connection))
+        if known is None or known[0] < self._clock():
+            why = self._why_not(job_type, connection)
+            known = self._verdicts[job_type, connection] = (self._clock() + _AGAIN_S, why)
+        return known[1]
+
+    def refuse(self, job_type: str, connection: str | None, why: str) -> None:
+        """Take note that such a job could not be served after all: it is left alone for a while."""
+        self._verdicts[job_type, connection] = (self._clock() + _AGAIN_S, why)
+
+    def _why_not(self, job_type: str, connection: str | None) -> str | None:
+        if job_type == WORKER:
+            return "a worker runs itself"
+        if self._job_types and job_type not in self._job_types:
+            return f"this worker serves only {', '.join(sorted(self._job_types))}"
+        job_class = class_of(job_type)
+        if job_class is None or not issubclass(job_class, MonitorJob):
+            return None  # the row may name the class; who loads it says what is wrong with it
+        try:
+            name, _ = self._settings.connection(connection, job_class.backend_kind)
+        except JobrunnerError as error:
+            return str(error)
+        if self._connections and name not in self._connections:
+            return f"this worker serves only the connections {', '.join(sorted(self._connections))}"
+        return None
+
+
+def class_of(job_type: str) -> type[BaseJob] | None:
+    """Return the class of a job type, where this process knows it or can load it by its name."""
+    mapper = BaseJob.__mapper__.polymorphic_map.get(job_type)
+    return registry.load_job_class(job_type) if mapper is None else mapper.class_
+
+
+def path_of(row: Mapping[Any, Any]) -> str | None:
+    """Return the import path by which `jobrunner start MODULE:CLASS` stored a job, if it did."""
+    spec = row["spec"]
+    path = spec.get("class") if isinstance(spec, dict) else None
+    return path if isinstance(path, str) and ":" in path else None

@@ -1,0 +1,81 @@
+"""What systemd is told of a service of `Type=notify`: ready, alive, stopping. Without systemd, nothing."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+from jobrunner.logs import get_logger
+
+log = get_logger(__name__)
+
+_ADDRESS, _WATCHDOG_US, _WATCHDOG_PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
+
+
+class Notifier:
+    """Tells systemd how a service is, over the socket that it names in the environment.
+
+    `is_well` is asked before each word to the watchdog: a worker that hangs gives none, and is restarted.
+    """
+
+    def __init__(self, is_well: Callable[[], bool]) -> None:
+        self._is_well = is_well
+        self._address = os.environ.get(_ADDRESS, "")
+        self._is_ready = False
+        self._status = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        every_s = _watchdog_s()
+        if self._address and every_s is not None:
+            self._thread = threading.Thread(
+                target=self._watch, args=(every_s / 2,), name="jobrunner-watchdog", daemon=True
+            )
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1.0)
+
+    def ready(self, status: str) -> None:
+        """Say that it works, and what it does."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._tell("READY=1", f"STATUS={status}")
+        elif status != self._status:
+            self._tell(f"STATUS={status}")
+        self._status = status
+
+    def stopping(self) -> None:
+        """Say that it gives its jobs back."""
+        self._tell("STOPPING=1", "STATUS=giving its jobs back")
+
+    def _watch(self, every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            if self._is_well():
+                self._tell("WATCHDOG=1")
+
+    def _tell(self, *words: str) -> None:
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with (
+            suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
+        ):
+            peer.sendto("\n".join(words).encode(), address)
+
+
+def _watchdog_s() -> float | None:
+    """Return within which time systemd wants to hear from us; None: it does not."""
+    wanted = os.environ.get(_WATCHDOG_US, "")
+    if not wanted.isdecimal() or int(wanted) == 0:
+        return None
+    if os.environ.get(_WATCHDOG_PID, str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(wanted) / 1e6

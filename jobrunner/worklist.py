@@ -1,0 +1,88 @@
+"""What there is for a worker to do: jobs that wait, jobs that may be orphans, and who else is at work.
+
+These questions are asked again and again: while there is nothing, it is one statement a look.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, exists, func, literal, or_, select
+
+from jobrunner.sqltypes import age_s, alive
+from jobrunner.statements import tables
+from jobrunner.states import JobState
+
+WORKER = "WorkerJob"
+"""The job type of workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """Whether there is anything to look at more closely."""
+
+    has_queued: bool
+    has_silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Queued jobs that need the same: this type, this connection, this host."""
+
+    job_type: str
+    connection: str | None
+    host_id: str | None
+    count: int
+
+
+def todo(conn: Connection) -> Todo:
+    """Ask whether any job waits, and whether any running one has missed a beat, in one statement."""
+    job, _ = tables()
+    queued = exists(select(literal(1)).where(job.c.state == JobState.QUEUED))
+    silent = exists(select(literal(1)).where(_has_missed_a_beat()))
+    row = conn.execute(select(queued, silent)).one()
+    return Todo(*map(bool, row))
+
+
+def _has_missed_a_beat() -> ColumnElement[bool]:
+    """Return the condition that a running job may be an orphan; whether it is one, our own clock says."""
+    job, _ = tables()
+    age = age_s(job.c.latest_heartbeat)
+    return (job.c.state == JobState.RUNNING) & or_(age > 1.25 * job.c.heartrate, age < -job.c.heartrate)
+
+
+def waiting(conn: Connection) -> list[Waiting]:
+    """Return what waits, by what it needs."""
+    job, _ = tables()
+    needs = (job.c.job_type, job.c.connection, job.c.host_id)
+    statement = select(*needs, func.count()).where(job.c.state == JobState.QUEUED).group_by(*needs)
+    return [Waiting(*row) for row in conn.execute(statement)]
+
+
+def queued(conn: Connection, job_types: list[str], most: int) -> list[RowMapping]:
+    """Return rows of the oldest queued jobs of these types."""
+    job, _ = tables()
+    statement = select(job).where(job.c.state == JobState.QUEUED, job.c.job_type.in_(job_types))
+    return list(conn.execute(statement.order_by(job.c.id).limit(most)).mappings())
+
+
+def silent(conn: Connection, most: int) -> list[RowMapping]:
+    """Return running jobs that have missed a beat, as far as one has to know them to judge them."""
+    job, _ = tables()
+    columns = (
+        *(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate),
+        *(job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
+        job.c.kill_requested_at,
+    )
+    statement = select(*columns, age_s(job.c.latest_heartbeat).label("age_s"))
+    statement = statement.where(_has_missed_a_beat()).order_by(job.c.id).limit(most)
+    return list(conn.execute(statement).mappings())
+
+
+def workers(conn: Connection, grace_multiplier: float) -> list[RowMapping]:
+    """Return the rows of the workers that are alive: (id, hostname, spec, detail)."""
+    job, _ = tables()
+    statement = select(job.c.id, job.c.hostname, job.c.spec, job.c.detail).where(
+        job.c.state == JobState.RUNNING,
+        job.c.job_type == WORKER,
+        alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier),
+    )
+    return list(conn.execute(statement.order_by(job.c.id)).mappings())

@@ -1,0 +1,82 @@
+"""Jobs with code of their own, as a child process meets them."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from jobrunner.models import BaseJob
+
+
+class _Own(BaseJob, abstract=True):
+    """Notes in `notes` that it runs, and where."""
+
+    def __init__(self, *args: Any, notes: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.notes = notes
+
+    def note(self, words: str) -> None:
+        if self.notes:
+            with Path(self.notes).open("a") as file:
+                file.write(f"{words} {os.getpid()}\n")
+
+
+class Good(_Own):
+    def _execute(self) -> None:
+        self.note("ran")
+        self.heartbeat()
+
+
+class Bad(_Own):
+    def _execute(self) -> None:
+        raise ValueError("no luck")
+
+
+class Segfault(_Own):
+    def _execute(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Vanish(_Own):
+    def _execute(self) -> None:
+        os._exit(3)
+
+
+class Patient(_Own):
+    """Beats until it is killed, and then cleans up."""
+
+    def _execute(self) -> None:
+        self.note("ran")
+        while True:
+            self.heartbeat()
+
+    def on_kill(self) -> None:
+        self.note("cleaned up")
+
+
+class Hang(_Own):
+    """Never beats again, heeds no SIGTERM, and has a child of its own."""
+
+    def _execute(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0:
+            self.note("grandchild")
+            time.sleep(600)
+        self.note("ran")
+        time.sleep(600)
+
+
+class Again(_Own, adoptable=True):
+    """Stands running twice; the first run dies."""
+
+    def _execute(self) -> None:
+        self.note("ran")
+        if len(Path(self.notes).read_text().splitlines()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.heartbeat()
+
+
+def a_path(job_class: type[BaseJob]) -> str:
+    """Return the path by which `jobrunner start` would name a class."""
+    return f"{__name__}:{job_class.__name__}"

@@ -1,0 +1,228 @@
+"""Jobs that run their own code, in child processes of a worker: no job can hang or crash it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jobrunner.database import Database
+from jobrunner.executors import children
+from jobrunner.models import BaseJob
+from jobrunner.states import JobState
+from tests.helpers import a_running_job, events_of, plain_sql, row_of
+from tests.runner.support import in_loop, soon
+from tests.worker import own_jobs
+from tests.worker.workers import Working, a_worker, until_state
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    return tmp_path / "notes"
+
+
+def store(job_class: type[BaseJob], notes: Path, **options: Any) -> int:
+    """Store a job as `jobrunner start MODULE:CLASS --detach` does."""
+    given = {"heartrate": 0.5, "notes": str(notes), **options}
+    job = job_class(**given)
+    job.spec = {"class": own_jobs.a_path(job_class), "args": given}
+    return job.store().id
+
+
+def said(notes: Path) -> list[str]:
+    return [line.rpartition(" ")[0] for line in notes.read_text().splitlines()] if notes.exists() else []
+
+
+def pids(notes: Path) -> list[int]:
+    return [int(line.rpartition(" ")[2]) for line in notes.read_text().splitlines()]
+
+
+def all_dead(notes: Path) -> bool:
+    return not any(
+        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids(notes)
+    )
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_a_child_claims_its_job_runs_it_and_writes_its_outcome(
+    database: Database, database_url: str, notes: Path
+) -> None:
+    job_id = store(own_jobs.Good, notes)
+    async with a_worker(database) as working:
+        await until_state(database, JobState.SUCCESS, job_id)
+    row = row_of(database, job_id)
+    assert said(notes) == ["ran"]
+    assert row["pid"] == pids(notes)[0] != os.getpid()
+    assert row["runner_id"] != working.runner_id  # the process that beats is the process that claims
+    assert (row["claims"], row["executor_class"], row["message"]) == (1, "LocalExecutor", "done")
+    assert events_of(database_url, job_id) == [
+        (None, "queued"),
+        ("queued", "running"),
+        ("running", "success"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("job_class", "message"),
+    [
+        (own_jobs.Bad, "ValueError: no luck"),
+        (own_jobs.Segfault, "its process was ended by SIGSEGV"),
+        (own_jobs.Vanish, "its process ended with code 3 and wrote no outcome"),
+    ],
+)
+@in_loop
+async def test_a_job_that_fails_or_crashes_is_failed_and_the_worker_goes_on(
+    database: Database, notes: Path, job_class: type[BaseJob], message: str
+) -> None:
+    job_id = store(job_class, notes)
+    async with a_worker(database):
+        await until_state(database, JobState.FAILED, job_id)
+        good = store(own_jobs.Good, notes)
+        await until_state(database, JobState.SUCCESS, good)
+    assert row_of(database, job_id)["message"] == message
+
+
+@in_loop
+async def test_a_job_whose_class_cannot_be_loaded_is_failed_with_the_reason(
+    database: Database, database_url: str, notes: Path
+) -> None:
+    missing = store(own_jobs.Good, notes)
+    job = own_jobs.Good(heartrate=0.5)
+    job.spec = {"class": "nowhere.to_be:Found", "args": {}}
+    elsewhere = job.store().id
+    nobody, _ = own_jobs.Good(heartrate=0.5).store().id, None
+    plain_sql(database_url, f"UPDATE job SET job_type = 'of.a.Newer.Version' WHERE id = {nobody}")
+    async with a_worker(database):
+        await until_state(database, JobState.SUCCESS, missing)
+        await until_state(database, JobState.FAILED, elsewhere, nobody)
+    assert row_of(database, elsewhere)["message"] == (
+        "it cannot be loaded here: The module 'nowhere' for 'nowhere.to_be:Found' cannot be found."
+    )
+    assert "There is no class for the job type 'of.a.Newer.Version'" in row_of(database, nobody)["message"]
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_a_kill_reaches_a_child(database: Database, notes: Path) -> None:
+    job_id = store(own_jobs.Patient, notes)
+    async with a_worker(database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="somebody", reason="enough")
+        await until_state(database, JobState.KILLED, job_id)
+        await soon(lambda: said(notes) == ["ran", "cleaned up"])
+    assert row_of(database, job_id)["message"] == "killed by somebody: enough"
+
+
+@pytest.mark.parametrize("why", ["kill", "timeout"])
+@in_loop
+async def test_a_child_that_hangs_is_ended_with_all_that_it_started(
+    database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(children, "OBEY_S", 0.2)
+    monkeypatch.setattr(children, "TERMINATE_S", 0.3)
+    options = {"timeout": 1.0} if why == "timeout" else {}
+    job_id = store(own_jobs.Hang, notes, heartrate=1.0, **options)
+    async with a_worker(database, heartrate=5.0):
+        await soon(lambda: sorted(said(notes)) == ["grandchild", "ran"])
+        if why == "kill":
+            BaseJob.get(job_id).request_kill(by="somebody")
+        await soon(lambda: row_of(database, job_id)["state"].is_terminal)
+    row = row_of(database, job_id)
+    if why == "kill":
+        assert (row["state"], row["message"]) == (JobState.KILLED, "killed by somebody")
+    else:
+        assert (row["state"], row["message"]) == (JobState.FAILED, "the timeout has passed")
+    await soon(lambda: all_dead(notes))
+
+
+@in_loop
+async def test_a_job_that_is_flagged_while_it_waits_never_runs(
+    database: Database, database_url: str, notes: Path
+) -> None:
+    job_id = store(own_jobs.Good, notes)
+    plain_sql(database_url, f"UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP WHERE id = {job_id}")
+    async with a_worker(database):
+        await until_state(database, JobState.KILLED, job_id)
+    assert said(notes) == []
+
+
+# --- several, orphans, stopping -------------------------------------------------------------------
+
+
+@in_loop
+async def test_no_more_children_run_than_are_allowed_and_each_job_runs_once(
+    database: Database, notes: Path
+) -> None:
+    ids = [store(own_jobs.Good, notes) for _ in range(4)]
+    most = 0
+
+    def all_ended() -> bool:
+        nonlocal most
+        most = max(most, *(len(each.worker._children.by_job) for each in (one, two)))
+        return all(row_of(database, job_id)["state"] is JobState.SUCCESS for job_id in ids)
+
+    async with a_worker(database, processes=1) as one, a_worker(database, processes=1) as two:
+        await soon(lambda: one.worker._rounds and two.worker._rounds)
+        await soon(all_ended)
+    assert most == 1
+    assert said(notes) == ["ran"] * 4
+    assert {row_of(database, job_id)["claims"] for job_id in ids} == {1}
+
+
+@in_loop
+async def test_an_orphan_whose_code_stands_running_twice_is_run_again(
+    database: Database, notes: Path
+) -> None:
+    given: dict[str, Any] = {"heartrate": 0.5, "notes": str(notes)}
+    own_jobs.Again(**given).note("ran")  # in the runner that died
+    claim, _ = a_running_job(
+        database,
+        job_type="Again",
+        heartrate=0.5,
+        spec={"class": own_jobs.a_path(own_jobs.Again), "args": given},
+    )
+    async with a_worker(database):
+        await until_state(database, JobState.SUCCESS, claim.job_id)
+    assert said(notes) == ["ran", "ran"]
+    assert row_of(database, claim.job_id)["claims"] == 2
+
+
+@in_loop
+async def test_a_worker_that_stops_waits_for_its_children(database: Database, notes: Path) -> None:
+    job_id = store(own_jobs.Patient, notes)
+    working = Working(database, drain_timeout=30.0)
+    await soon(lambda: said(notes) == ["ran"])
+    working.worker.stop("told to")
+    beaten = working.row()["latest_heartbeat"]
+    await soon(lambda: working.row()["latest_heartbeat"] > beaten)
+    assert not working.task.done()
+    BaseJob.get(job_id).request_kill()
+    assert await working.end() is JobState.SUCCESS
+    assert row_of(database, job_id)["state"] is JobState.KILLED
+
+
+@in_loop
+async def test_children_that_take_longer_go_on_by_themselves(database: Database, notes: Path) -> None:
+    job_id = store(own_jobs.Patient, notes)
+    working = Working(database, drain_timeout=0.2)
+    await soon(lambda: said(notes) == ["ran"])
+    working.worker.stop("told to")
+    assert await working.end() is JobState.SUCCESS
+    beaten = row_of(database, job_id)["latest_heartbeat"]
+    await soon(lambda: row_of(database, job_id)["latest_heartbeat"] > beaten)
+    BaseJob.get(job_id).request_kill()
+    await until_state(database, JobState.KILLED, job_id)
+    await soon(lambda: all_dead(notes))
