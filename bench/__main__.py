@@ -20,6 +20,8 @@ SUBJECTS = {
     "rhythm": "drift and deviation of beats under load",
     "queries": "most_recent_job, list and check over a million rows",
     "batch": "a sweep over 1,000 and 10,000 jobs of AWS Batch, beside boto3; how late an end is seen",
+    "airbyte": "a sweep over 10,000 jobs of Airbyte, beside the official SDK and httpx",
+    "armada": "a sweep over 10,000 jobs of Armada, beside armada-client",
     "start": "whole processes: jobrunner --help and jobrunner check",
 }
 

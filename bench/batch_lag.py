@@ -7,8 +7,10 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from bench.report import Row
 from jobrunner.backends.base import Backend, Observation, Patience
 from jobrunner.backends.batch import BatchClient
+from jobrunner.backends.batch.backend import DESCRIBE_MOST
 from jobrunner.poller import Answer, Poller
 from jobrunner.states import Phase
 
@@ -29,9 +31,12 @@ class Watched:
     """At one job each."""
 
 
-def ours(count: int, runs_for_s: float, *, arrive_within_s: float, seed: int = 1) -> Watched:
+def ours(
+    count: int, runs_for_s: float, *, arrive_within_s: float, ids_a_call: int = DESCRIBE_MOST, seed: int = 1
+) -> Watched:
     """Let one poller watch jobs that begin at any time within `arrive_within_s`, until all have ended."""
-    return _virtually(_watch(count, runs_for_s, arrive_within_s, random.Random(seed)))
+    pick = random.Random(seed)
+    return _virtually(_watch(count, arrive_within_s, _Outside(runs_for_s, ids_a_call, pick), pick))
 
 
 def by_the_seeds_formula(count: int, runs_for_s: float, *, seed: int = 1) -> Watched:
@@ -54,6 +59,16 @@ def by_the_seeds_formula(count: int, runs_for_s: float, *, seed: int = 1) -> Wat
     return Watched(lags_s, looks, looks)
 
 
+def one_by_one_row(count: int, ids_a_call: int) -> Row:
+    """Return the row of jobs of an hour that begin within ten minutes: how they come to travel together."""
+    found = ours(count, 3600.0, arrive_within_s=600.0, ids_a_call=ids_a_call)
+    return Row(
+        f"{count:,} jobs that came one by one, watched for 1 h",
+        f"{found.looks / found.calls:.0f} ids a call; {found.calls:,} calls, {found.looks:,} looks",
+        facts={"calls": found.calls, "looks": found.looks},
+    )
+
+
 def _runs_for_s(about_s: float, pick: random.Random) -> float:
     return about_s * pick.uniform(1 - _SPREAD, 1 + _SPREAD)
 
@@ -61,10 +76,10 @@ def _runs_for_s(about_s: float, pick: random.Random) -> float:
 class _Outside:
     """Jobs that run from the first look on, answered for 30 ms later."""
 
-    bulk_limit = 100
     patience = Patience(call_s=60.0)
 
-    def __init__(self, runs_for_s: float, pick: random.Random) -> None:
+    def __init__(self, runs_for_s: float, bulk_limit: int, pick: random.Random) -> None:
+        self.bulk_limit = bulk_limit
         self.ends_s: dict[str, float] = {}
         self.calls = self.looks = 0
         self._runs_for_s = runs_for_s
@@ -81,9 +96,10 @@ class _Outside:
         return {each: _SUCCEEDED if now_s >= self.ends_s[each] else _RUNNING for each in ids}
 
 
-async def _watch(count: int, runs_for_s: float, arrive_within_s: float, pick: random.Random) -> Watched:
+async def _watch(count: int, arrive_within_s: float, outside: _Outside, pick: random.Random) -> Watched:
     loop = asyncio.get_running_loop()
-    outside, lags_s, all_ended = _Outside(runs_for_s, pick), [], asyncio.Event()
+    lags_s: list[float] = []
+    all_ended = asyncio.Event()
 
     def on_answer(job_id: int, external_id: str, answer: Answer) -> None:
         if answer is _SUCCEEDED:

