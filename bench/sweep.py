@@ -25,6 +25,7 @@ from jobrunner.runner import Runner
 from jobrunner.settings import configure
 from jobrunner.statements import Claim, Owner, new_owner
 from jobrunner.states import JobState
+from jobrunner.worker.collector import calm
 
 _INTERVAL_S = 3600.0  # nobody is looked at twice in a sweep
 _HEARTRATE_S = 30.0
@@ -74,6 +75,7 @@ def tell(
 
     `first`: the word that all jobs show at the beginning.
     """
+    calm()  # as `jobrunner worker` does
     configure(database_url=url, connections=connections)
     asyncio.run(_tell(outside, attach, first, steps))
 

@@ -29,6 +29,7 @@ SLACK_S = 5.0
 _JITTER = 0.05
 _WINDOW = 0.1  # who is due within this share of the interval travels along ...
 _WINDOW_MOST_S = 1.0  # ... and within this time
+_BREATH = 500  # answers after which others have their turn: a kill must not wait for 100,000 of them
 _NAP_MOST_S = 2.0  # asyncio's timers stand still while a laptop sleeps, due times do not
 _NOW_S = 0.001
 _ERRORS_MOST = 16
@@ -260,10 +261,10 @@ class Poller:
         except Exception as error:  # noqa: BLE001  # whatever a backend raises is an answer that did not come
             answers = _all_failed(call.batch, words_of(error))
         self._calls.pop(task, None)
-        self._settle(call, answers, throttled=throttled)
+        await self._settle(call, answers, throttled=throttled)
         self._changed()
 
-    def _settle(self, call: _Call, answers: Mapping[str, Answer], *, throttled: bool) -> None:
+    async def _settle(self, call: _Call, answers: Mapping[str, Answer], *, throttled: bool) -> None:
         now_s = self._clock()
         failed = [answer for answer in answers.values() if isinstance(answer, RemoteError)]
         throttled = throttled or any(answer.retry_after_s is not None for answer in failed)
@@ -274,7 +275,7 @@ class Poller:
         elif len(failed) < len(answers):
             self._health.succeed(call.round, now_s)
         stretch = self._random.uniform(1 - _JITTER, 1 + _JITTER)  # one for all: who travels together stays so
-        for watch in self._current(call):
+        for number, watch in enumerate(self._current(call), start=1):
             interval_s = watch.interval_s
             if not isinstance(answers[watch.external_id], RemoteError):
                 watch.errors = 0
@@ -286,8 +287,10 @@ class Poller:
                     interval_s = min(interval_s * 2**watch.errors, max(interval_s, ERROR_CAP_S))
             due_s = now_s if watch.hurried else max(now_s, call.sent_s + interval_s * stretch)
             self._queue.put(watch, due_s)
-        for watch in self._current(call):
             self._hand_over(watch, answers[watch.external_id])
+            if number % _BREATH == 0:
+                self._promise()
+                await asyncio.sleep(0)
 
     def _is_of_the_connection(self, call: _Call) -> bool:
         """Whether a call without any good answer says something about more than its one job."""

@@ -84,6 +84,7 @@ def worker(
     from jobrunner.cli.start_own import find_modules_here
     from jobrunner.errors import JobEndedBadly
     from jobrunner.worker import WorkerJob
+    from jobrunner.worker.collector import calm
 
     log_as_lines()
     find_modules_here()
@@ -100,6 +101,7 @@ def worker(
 
     executor: Any = registry.load_executor_class("LocalExecutor")(on_started=started)
     job = WorkerJob(executor, heartrate, imports=imports, drain_timeout=drain_timeout, **given)
+    calm()
     try:
         job.run()
     except JobEndedBadly as error:

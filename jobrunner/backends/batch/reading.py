@@ -198,7 +198,6 @@ def _code(code: int) -> str:
 
 def _detail_of(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a person asks for; no environment, no command, no parameter is in it."""
-    array, nodes = job.get("arrayProperties") or {}, job.get("nodeProperties") or {}
     containers = list(containers_of(job))
     found = {
         "job_name": job.get("jobName"),
@@ -209,16 +208,29 @@ def _detail_of(job: Mapping[str, Any]) -> dict[str, Any]:
         "reason": _first(containers, "reason"),
         "attempts": [_attempt_detail(each) for each in attempts_of(job)],
         "log_streams": _streams(containers),
-        "array": _without_nothing(
-            {"size": array.get("size"), "index": array.get("index"), "summary": _summary(job)}
-        ),
-        "nodes": _without_nothing({"count": nodes.get("numNodes"), "main": nodes.get("mainNode")}),
+        "array": _array_detail(job),
+        "nodes": _node_detail(job),
         "created_at": _moment(job.get("createdAt")),
         "started_at": _moment(job.get("startedAt")),
         "stopped_at": _moment(job.get("stoppedAt")),
         "console": _console(job),
     }
     return _without_nothing(found)
+
+
+def _array_detail(job: Mapping[str, Any]) -> dict[str, Any]:
+    array = job.get("arrayProperties")
+    if not array:
+        return {}
+    found = {"size": array.get("size"), "index": array.get("index"), "summary": _summary(job)}
+    return _without_nothing(found)
+
+
+def _node_detail(job: Mapping[str, Any]) -> dict[str, Any]:
+    nodes = job.get("nodeProperties")
+    if not nodes:
+        return {}
+    return _without_nothing({"count": nodes.get("numNodes"), "main": nodes.get("mainNode")})
 
 
 def _attempt_detail(attempt: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,6 +249,8 @@ def _attempt_detail(attempt: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(containers: Sequence[Mapping[str, Any]], key: str) -> Any:
     """Return the value of the container that failed, else of the first that has one."""
+    if len(containers) == 1:
+        return containers[0].get(key)
     values = [each[key] for each in containers if each.get(key) is not None]
     return next(filter(None, values), values[0] if values else None)
 
@@ -246,7 +260,8 @@ def _streams(containers: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _without_nothing(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found.items() if value is not None and value not in ("", [], {})}
+    # An exit code of 0 says something. Thousands of details a look: comparing with "", [] and {} is slow.
+    return {key: value for key, value in found.items() if value or value == 0}
 
 
 def _last_part(name: object) -> str | None:
