@@ -176,3 +176,12 @@ async def _error_of_submission(options: BatchConnection, queue: str) -> BackendE
     finally:
         await backend.close()
     return raised.value
+
+
+def test_the_unit_for_systemd_is_the_one_that_the_page_shows() -> None:
+    unit = (ROOT / "examples" / "jobrunner-worker.service").read_text()
+    assert [block.text for block in blocks("docs/workers.md") if block.language == "ini"] == [unit]
+    settings = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and line[0] != "#")
+    assert (settings["Type"], settings["KillMode"], settings["Restart"]) == ("notify", "process", "always")
+    command = shlex.split(settings["ExecStart"])
+    assert command[1:] == ["worker"]

@@ -38,6 +38,8 @@ _T = TypeVar("_T")
 
 LOOK_S = 1.5
 """Seconds between two looks while there is nothing to take."""
+PROMPT_S = 1.0
+"""Seconds within which a look has to be answered, to make anybody an orphan."""
 _NEXT_S = 0.02  # ... and while there is
 PATIENT_LOOKS = 3
 """So often others may take their share, before what they left is taken."""
@@ -45,6 +47,7 @@ _SILENT_MOST = 20_000  # silent jobs that one look judges
 _ROUND_S = 30.0  # beyond the database's own deadline: a round that takes longer makes no progress
 _SAME_SIGNAL_S = 0.5  # `timeout`, for one, signals its child, and then the group that the child is in
 _UNSERVED_MOST = 20  # kinds of jobs, of which the worker's row says why it does not take them
+_LATE = 1.5  # heartrates, after which a beat of our own is late, and so may be those of others
 _END_S = 10.0  # how long a worker that stops tries to say so in the database
 
 
@@ -257,7 +260,11 @@ class Worker:
     # --- orphans ----------------------------------------------------------------------------------------
 
     async def _sweep(self) -> int:
+        asked_s = monotonic_s()
         rows = await self._read(worklist.silent, _SILENT_MOST)
+        if not self._saw_clearly(asked_s):
+            self._still.restart()
+            return 0
         mine = self._runner.jobs.keys() | self._children.by_job.keys() | {self._claim.job_id}
         others = {row["id"]: row for row in rows if row["id"] not in mine}
         self._still.keep(others.keys())
@@ -272,6 +279,11 @@ class Worker:
         for seen in to_start[: max(0, free)]:
             await self._children.start(seen.job_id, seen)
         return took
+
+    def _saw_clearly(self, asked_s: float) -> bool:
+        """Whether the database was there all the while: else it has kept others from beating, too."""
+        beaten_ago_s = monotonic_s() - self._itself.good_s
+        return monotonic_s() - asked_s <= PROMPT_S and beaten_ago_s <= _LATE * self._itself.heartrate
 
     def _judged(
         self, orphans: list[tuple[RowMapping, Sighting]]
@@ -303,8 +315,7 @@ class Worker:
         some = random.sample(orphans, min(most, MOST, len(orphans)))
         hosts = {row["host_id"] for row, _ in some if row["host_id"] is not None}
         rows = await self._runner.call(statements.adopt_many, [seen for _, seen in some], self._owner, hosts)
-        for row in rows:
-            log.info("adopted from a silent runner", job=row["id"])
+        log.info("adopted from silent runners", jobs=len(rows))
         return await self._take(rows)
 
     # --- the end ----------------------------------------------------------------------------------------

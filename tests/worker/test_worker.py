@@ -1,6 +1,7 @@
 """A worker: what it takes and what it leaves, how several share, whose orphans it adopts, how it stops."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -392,3 +393,29 @@ async def test_nothing_is_taken_after_the_stop(database: Database) -> None:
         (job_id,) = store(a_job())
         assert await working.end() is JobState.SUCCESS
         assert look(database, job_id, "state", "claims") == (JobState.QUEUED, 0)
+
+
+@pytest.mark.parametrize("what", ["the answer", "our own beat"])
+@in_loop
+async def test_who_saw_the_database_late_makes_nobody_an_orphan(
+    database: Database, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    # A database that hangs keeps the living from beating, too: what it answers then is no verdict.
+    silent, is_late = worklist.silent, True
+
+    def late(connection: Any, most: int) -> Any:
+        if is_late and what == "the answer":
+            time.sleep(0.3)
+        elif is_late:
+            working.worker._itself.good_s -= 10.0
+        return silent(connection, most)
+
+    monkeypatch.setattr(worklist, "silent", late)
+    monkeypatch.setattr(loop, "PROMPT_S", 0.2)
+    with outside() as backend:
+        an_orphan(database, backend)
+        async with a_worker(database) as working:
+            await soon(lambda: working.worker._rounds > 12)
+            assert working.jobs == set()
+            is_late = False
+            await soon(lambda: len(working.jobs) == 1)
