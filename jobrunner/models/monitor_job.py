@@ -81,9 +81,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         for cause, count in resubmit.items():
             if cls.resubmit_causes is not None and cause not in cls.resubmit_causes:
                 known = ", ".join(cls.resubmit_causes) or "none"
-                raise UsageError(
-                    f"No {cls.__name__} ever fails by the cause {cause!r}: known are {known}."
-                )
+                raise UsageError(f"No {cls.__name__} ever fails by the cause {cause!r}: known are {known}.")
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise UsageError(
                     f"After {cause!r} it cannot be submitted again {count} times: give 0 or more."
