@@ -223,5 +223,5 @@ def test_a_job_of_somebody_else_cannot_be_submitted_again() -> None:
 
 
 def test_a_policy_names_causes_that_there_are() -> None:
-    with pytest.raises(UsageError, match=r"by the cause 'preempt' .*: known are preempted, oom, rejected"):
+    with pytest.raises(UsageError, match=r"by the cause 'preempt': known are preempted, oom, rejected"):
         ArmadaMonitorJob("nightly", "etl", "set", POD, resubmit={"preempt": 1})
