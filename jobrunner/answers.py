@@ -45,18 +45,7 @@ class Answers:
         if owned is None or owned.concluding or owned.external_id != external_id:
             return
         if isinstance(answer, Observation):
-            answer = owned.job.judge(answer)
-            owned.was_seen(answer)
-            if answer.phase.is_final:
-                self._runner.conclude(owned, answer)
-                return
-            shown = Shown.of(answer)
-            trouble = owned.cancel_trouble
-            self._showing.show(owned, shown if trouble is None else shown.uncancelled(trouble))
-            self._runner.cancelling.on_look(owned, shown)
-            interval_s = owned.job.look_interval_s(monotonic_s() - owned.taken_s)
-            if interval_s is not None:
-                owned.channel.poller.pace(job_id, interval_s)
+            self._on_seen(owned, answer)
         elif isinstance(answer, Gone):
             was_gone = owned.gone_at_s is not None
             verdict = is_lost(owned, answer, owned.channel.patience, monotonic_s())
@@ -72,6 +61,22 @@ class Answers:
             owned.errors += 1
             if owned.errors >= _LOOKS_BEFORE_SHOWN:
                 self._show_unreadable(owned, utcnow(), answer.message)
+
+    def _on_seen(self, owned: OwnedJob, observation: Observation) -> None:
+        if owned.job is not None:
+            observation = owned.job.judge(observation)
+        owned.was_seen(observation)
+        if observation.phase.is_final:
+            self._runner.conclude(owned, observation)
+            return
+        shown = Shown.of(observation)
+        trouble = owned.cancel_trouble
+        self._showing.show(owned, shown if trouble is None else shown.uncancelled(trouble))
+        self._runner.cancelling.on_look(owned, shown)
+        if owned.job is not None:
+            interval_s = owned.job.look_interval_s(monotonic_s() - owned.taken_s)
+            if interval_s is not None:
+                owned.channel.poller.pace(owned.job_id, interval_s)
 
     def on_health(self, channel: Channel, good: bool, _message: str) -> None:
         """Take note that a whole connection became unreadable: then few of its jobs are asked about."""

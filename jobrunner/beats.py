@@ -1,5 +1,6 @@
 """The beats of a runner: one thread, one held connection, one statement for all jobs that are due."""
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ log = get_logger(__name__)
 _CHUNK = 10_000  # rows a statement: a longer one holds its locks, and SQLite's only writer, for too long
 _IDLE_S = 60.0
 _CRASH_PAUSE_S = 1.0
+_AGAIN = 0.1  # of a heartrate later, a row that was locked is tried again: else it would stand for two
 _REST = 20  # times as long as asking for kill flags took, hints are not heeded: a twentieth of a core at most
 
 
@@ -56,6 +58,9 @@ class Beats:
         self._wake = Wake()
         self._stopping = False
         self._rest_s = 0.0
+        self._locked: list[OwnedRow] = []
+        """Rows that somebody held, and that are to be beaten for again."""
+        self._again_s = math.inf
         self._thread = threading.Thread(target=self._run, name="jobrunner-beats", daemon=True)
 
     def start(self) -> None:
@@ -114,6 +119,7 @@ class Beats:
     def _round(self, hints: Hints) -> None:
         with self._lock:
             wait_s = min((group.pacer.remaining_s() for group in self._groups.values()), default=_IDLE_S)
+        wait_s = max(0.0, min(wait_s, self._again_s - monotonic_s()))
         if wait_s > 0 and self._rest_s > 0:
             wait_readable([], self._wake, min(wait_s, self._rest_s))
             self._rest_s = 0.0
@@ -128,6 +134,8 @@ class Beats:
             jobs = [owned for group in due for owned in group.jobs.values()]
         if due:
             self._beat(due, [owned for owned in jobs if owned.is_making_progress()])
+        elif monotonic_s() >= self._again_s:
+            self._beat_again()
 
     def _ask_for_flags(self) -> None:
         asked_s = monotonic_s()
@@ -158,8 +166,20 @@ class Beats:
             if group.pacer.remaining_s() <= 0:  # a whole interval late: the rhythm goes on from here
                 group.pacer.restart()
 
+    def _beat_again(self) -> None:
+        locked, self._locked, self._again_s = self._locked, [], math.inf
+        try:
+            self._beat_for(owned for owned in locked if not owned.over and owned.is_making_progress())
+        except DatabaseError as error:
+            self._health.failed(error)
+            with self._lock:
+                for group in self._groups.values():
+                    group.pacer.retry_soon()
+
     def _beat_for(self, jobs: Iterable[OwnedRow]) -> None:
         asked = {owned.job_id: owned for owned in jobs}
+        if not asked:
+            return
         sent_s = monotonic_s()
         answers = self._beater.beat(list(asked))
         beaten: list[OwnedRow] = []
@@ -190,5 +210,7 @@ class Beats:
             why = lost_because(owned.claim, rows.get(job_id))
             if why is None:
                 owned.good_s = asked_s  # ours a moment ago, by the database's own word
+                self._locked.append(owned)
+                self._again_s = min(self._again_s, monotonic_s() + _AGAIN * owned.heartrate)
             elif not owned.over:
                 self._on_lost(owned, why)

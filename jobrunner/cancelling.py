@@ -56,7 +56,7 @@ class Cancelling:
 
     async def call_on_kill(self, owned: OwnedJob) -> None:
         """Call the job's own `on_kill`, and wait for it for a while."""
-        if not has_on_kill(owned.job):
+        if owned.job is None or not has_on_kill(owned.job):
             return
         call = asyncio.get_running_loop().run_in_executor(self._threads, call_on_kill, owned.job)
         await asyncio.wait([call], timeout=_ON_KILL_S)

@@ -5,6 +5,8 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from sys import intern
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from jobrunner.backends.base import Observation
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 KILL, DEADLINE, START_TIMEOUT = "kill", "deadline", "start_timeout"
 """The causes for which a job's work is cancelled (`cancel_cause`)."""
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})  # one for all of 100,000 jobs
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -26,13 +30,15 @@ class Shown:
 
     external_state: str | None = None
     message: str | None = None
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
     @classmethod
     def of(cls, observation: Observation) -> Self:
         """Return what an observation lets the row show."""
-        state = observation.external_state or None
-        return cls(state, observation.message or state, dict(observation.detail))
+        # There are few words for states, and each answer brings copies of its own.
+        state = intern(str(observation.external_state)) if observation.external_state else None
+        detail = dict(observation.detail) if observation.detail else _NOTHING
+        return cls(state, observation.message or state, detail)
 
     def unreadable(self, since: dt.datetime, message: str) -> "Shown":
         """Return this with the word that nothing newer can be read."""
@@ -109,8 +115,11 @@ class OwnedJob(OwnedRow):
     poll_interval: float
     token: str
     external_id: str | None
-    job: "MonitorJob"
-    ended: asyncio.Future[JobState]
+    job: "MonitorJob | None"
+    """The object, where its class has a say in the watching: it is many times as large as all else here."""
+    is_bound_here: bool
+    """Whether its work will be bound to this host."""
+    ended: asyncio.Future[JobState] | None = None
     """What `Runner.take` gave out: how it ended, or why it is no longer ours."""
     taken_s: float
     """When this runner came to own it."""
@@ -127,7 +136,7 @@ class OwnedJob(OwnedRow):
     is_watched: bool = False
     kill_seen: bool = False
     cancel_cause: str | None = None
-    resubmit: dict[str, int] = field(default_factory=dict)
+    resubmit: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     """How often it may still be submitted again, by the cause of a failure."""
     cancelling: bool = False
     cancel_trouble: str | None = None
@@ -155,7 +164,7 @@ class OwnedJob(OwnedRow):
         self.seen, self.gone_s, self.gone_at_s = True, 0.0, None
         self.errors, self.unreadable_since = 0, None
 
-    def start_anew(self, token: str, resubmit: dict[str, int]) -> None:
+    def start_anew(self, token: str, resubmit: Mapping[str, int]) -> None:
         """Forget the work that failed, for another submission of the job."""
         self.token, self.resubmit, self.external_id = token, resubmit, None
         self.is_watched = self.seen = self.has_started = False
@@ -165,7 +174,7 @@ class OwnedJob(OwnedRow):
 
     def settle(self, outcome: JobState | BaseException) -> None:
         """Tell whoever gave the job to the runner, once."""
-        if self.ended.done():
+        if self.ended is None or self.ended.done():
             return
         if isinstance(outcome, JobState):
             self.ended.set_result(outcome)

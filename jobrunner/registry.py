@@ -31,6 +31,7 @@ BACKENDS = {
 """Our own backends, by the kind of connection; others come by the group `jobrunner.backends`."""
 
 EXECUTORS = {
+    "DaskExecutor": "jobrunner.executors.dask:DaskExecutor",
     "LocalExecutor": "jobrunner.executors.local:LocalExecutor",
 }
 

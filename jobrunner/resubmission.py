@@ -32,7 +32,7 @@ def shall_be_resubmitted(owned: OwnedJob, last: Observation) -> bool:
 async def resubmit(runner: "Runner", owned: OwnedJob, last: Observation) -> RowMapping | None:
     """Make a job ready to be submitted under a new token, and return its row; None: it may not be."""
     assert owned.external_id is not None  # it was asked about
-    left = owned.resubmit | {last.cause: owned.resubmit[last.cause] - 1}
+    left = {**owned.resubmit, last.cause: owned.resubmit[last.cause] - 1}
     token = uuid.uuid4().hex
     said = last.message or last.external_state
     message = f"submitted again after {last.cause} ({left[last.cause]} more times): {said}"

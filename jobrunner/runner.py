@@ -19,7 +19,7 @@ from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, DatabaseError
 from jobrunner.heartbeat import warn_of_skew
 from jobrunner.logs import get_logger
-from jobrunner.models.own_run import call_back, has_callback
+from jobrunner.models.own_run import call_back, has_callback, has_on_kill
 from jobrunner.outcome import Verdict, write_end
 from jobrunner.owned import START_TIMEOUT, OwnedJob, OwnedRow, OwnProcess, Shown
 from jobrunner.resubmission import resubmit, shall_be_resubmitted
@@ -96,6 +96,11 @@ class Runner:
         await self._release_all(reason)
 
     @property
+    def steps(self) -> int:
+        """How many jobs are being submitted, or ended, right now."""
+        return len(self._steps)
+
+    @property
     def is_stopping(self) -> bool:
         """Whether it was told to stop: nothing is begun any more."""
         return self._stopping.is_set()
@@ -114,6 +119,12 @@ class Runner:
         Its `ClaimLost` says that the job was taken, ended or deleted: then nothing is done for it.
         Raises what its connection raises; then it is not owned.
         """
+        owned = self.own(claim, row, job)
+        owned.ended = self._loop.create_future()
+        return owned.ended
+
+    def own(self, claim: Claim, row: RowMapping, job: "MonitorJob") -> OwnedJob:
+        """Do as `take` does, for who does not wait for the end."""
         former = self.jobs.get(claim.job_id)
         if former is not None:
             self._drop(former, f"Job {claim.job_id} was claimed again by this runner.")
@@ -125,8 +136,8 @@ class Runner:
             poll_interval=row["poll_interval"] or job.default_poll_interval,
             token=row["submit_token"],
             external_id=row["external_id"],
-            job=job,
-            ended=self._loop.create_future(),
+            job=job if has_callback(job) or has_on_kill(job) or job.has_a_say() else None,
+            is_bound_here=job.runs_on_this_host,
             taken_s=now_s,
             good_s=now_s,
             has_callback=has_callback(job),
@@ -134,14 +145,15 @@ class Runner:
             kill_seen=row["kill_requested_at"] is not None,
             start_timeout=row["start_timeout"],
             cancel_cause=row["cancel_cause"],
-            resubmit=dict(row["resubmit"] or {}),
             seen=row["external_state"] is not None,  # by a former owner, perhaps
         )
+        if row["resubmit"]:
+            owned.resubmit = row["resubmit"]
         self.jobs[owned.job_id] = owned
         self._set_times(owned, row, now_s)
         self.beats.add(owned)
         self.spawn(self._begin(owned, row), owned, is_step=True)
-        return owned.ended
+        return owned
 
     def _set_times(self, owned: OwnedJob, row: RowMapping, now_s: float) -> None:
         """Set the moments at which a job claimed at `now_s` is out of time."""
@@ -289,15 +301,15 @@ class Runner:
 
     def _call_back(self, jobs: list[OwnedRow]) -> None:
         for owned in jobs:
-            if isinstance(owned, OwnedJob) and not (
-                owned.over or owned.is_called_back
-            ):  # one that is slow misses a beat
-                self.spawn(self._call_back_one(owned))
+            if not isinstance(owned, OwnedJob) or owned.job is None:
+                continue
+            if not (owned.over or owned.is_called_back):  # one that is slow misses a beat
+                self.spawn(self._call_back_one(owned, owned.job))
 
-    async def _call_back_one(self, owned: OwnedJob) -> None:
+    async def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
         owned.is_called_back = True
         try:
-            await self._loop.run_in_executor(self._hooks, call_back, owned.job, self.database)
+            await self._loop.run_in_executor(self._hooks, call_back, job, self.database)
         except Exception as error:  # whatever the job's own code raises
             log.error("heartbeat_callback failed", job=owned.job_id, error=error, exc_info=True)
         finally:

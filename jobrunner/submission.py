@@ -45,7 +45,7 @@ class _Submission:
         # An earlier owner may have sent it, or may be about to: that must be known first.
         self._in_doubt = self._started_at is not None or (owned.claim.claims > 1 and not is_new)
         self._baseline: str | None = row["submit_baseline"]
-        self._host_id = identity.host_id() if type(owned.job).runs_on_this_host else None
+        self._host_id = identity.host_id() if owned.is_bound_here else None
         self._said: str | None = None
 
     async def run(self) -> Verdict | None:

@@ -3,16 +3,20 @@
 These questions are asked again and again: while there is nothing, it is one statement a look.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, exists, func, literal, or_, select
 
+from jobrunner.resources import KEY
 from jobrunner.sqltypes import age_s, alive
 from jobrunner.statements import tables
 from jobrunner.states import JobState
 
 WORKER = "WorkerJob"
 """The job type of workers."""
+_MISSED = 1.1  # heartrates, after which a beat is missed: no later, as the grace is counted from that look on
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def _has_missed_a_beat() -> ColumnElement[bool]:
     """Return the condition that a running job may be an orphan; whether it is one, our own clock says."""
     job, _ = tables()
     age = age_s(job.c.latest_heartbeat)
-    return (job.c.state == JobState.RUNNING) & or_(age > 1.25 * job.c.heartrate, age < -job.c.heartrate)
+    return (job.c.state == JobState.RUNNING) & or_(age > _MISSED * job.c.heartrate, age < -job.c.heartrate)
 
 
 def waiting(conn: Connection) -> list[Waiting]:
@@ -57,15 +61,37 @@ def waiting(conn: Connection) -> list[Waiting]:
     return [Waiting(*row) for row in conn.execute(statement)]
 
 
-def queued(conn: Connection, job_types: list[str], most: int) -> list[RowMapping]:
-    """Return rows of the oldest queued jobs of these types."""
+def asked(conn: Connection, job_types: list[str]) -> list[tuple[str, str | None]]:
+    """Return what queued jobs with code, of these types, ask for: (type, resources as text) each once."""
     job, _ = tables()
-    statement = select(job).where(job.c.state == JobState.QUEUED, job.c.job_type.in_(job_types))
+    statement = select(job.c.job_type, _resources()).distinct()
+    statement = statement.where(job.c.state == JobState.QUEUED, job.c.job_type.in_(job_types))
+    return [(job_type, text) for job_type, text in conn.execute(statement)]
+
+
+def queued(
+    conn: Connection, job_types: list[str], resources: Collection[str | None], most: int
+) -> list[RowMapping]:
+    """Return rows of the oldest queued jobs of these types that ask for one of these (see `asked`)."""
+    job, _ = tables()
+    statement = select(job).where(
+        job.c.state == JobState.QUEUED,
+        job.c.job_type.in_(job_types),
+        func.coalesce(_resources(), "").in_([text or "" for text in resources]),
+    )
     return list(conn.execute(statement.order_by(job.c.id).limit(most)).mappings())
 
 
+def _resources() -> ColumnElement[str | None]:
+    job, _ = tables()
+    return cast("ColumnElement[str | None]", job.c.spec[KEY].as_string())
+
+
 def silent(conn: Connection, most: int) -> list[RowMapping]:
-    """Return running jobs that have missed a beat, as far as one has to know them to judge them."""
+    """Return running jobs that have missed a beat, as far as one has to know them to judge them.
+
+    Not those whose rows somebody holds locked: their owners live, perhaps, and cannot beat.
+    """
     job, _ = tables()
     columns = (
         *(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate),
@@ -74,13 +100,15 @@ def silent(conn: Connection, most: int) -> list[RowMapping]:
     )
     statement = select(*columns, age_s(job.c.latest_heartbeat).label("age_s"))
     statement = statement.where(_has_missed_a_beat()).order_by(job.c.id).limit(most)
+    if conn.dialect.name == "postgresql":
+        statement = statement.with_for_update(read=True, skip_locked=True)
     return list(conn.execute(statement).mappings())
 
 
 def workers(conn: Connection, grace_multiplier: float) -> list[RowMapping]:
-    """Return the rows of the workers that are alive: (id, hostname, spec, detail)."""
+    """Return the rows of the workers that are alive: (id, parent_id, hostname, spec, detail)."""
     job, _ = tables()
-    statement = select(job.c.id, job.c.hostname, job.c.spec, job.c.detail).where(
+    statement = select(job.c.id, job.c.parent_id, job.c.hostname, job.c.spec, job.c.detail).where(
         job.c.state == JobState.RUNNING,
         job.c.job_type == WORKER,
         alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier),

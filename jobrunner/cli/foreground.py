@@ -46,7 +46,7 @@ def queue(job: "BaseJob", *, as_json: bool) -> int:
     database = get_database()
     with database.read() as connection:
         workers = worklist.workers(connection, database.settings.grace_multiplier)
-    why = why_waiting(job.job_type, job.connection, workers)
+    why = why_waiting(job.job_type, job.connection, workers, job.spec)
     if why is not None:
         word(f"job {job.id} is queued: {why}")
     return ExitCode.SUCCESS

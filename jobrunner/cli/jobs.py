@@ -112,7 +112,10 @@ def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
     database = get_database()
     with database.read() as connection:
         workers = worklist.workers(connection, database.settings.grace_multiplier)
-    found = {row["id"]: spelling.why_waiting(row["job_type"], row["connection"], workers) for row in queued}
+    found = {
+        row["id"]: spelling.why_waiting(row["job_type"], row["connection"], workers, row["spec"])
+        for row in queued
+    }
     return {job_id: why for job_id, why in found.items() if why is not None}
 
 

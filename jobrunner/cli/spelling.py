@@ -8,6 +8,7 @@ from typing import Any
 from jobrunner.cli.output import one_line
 from jobrunner.states import JobState
 
+_NAMED_MOST = 3  # workers; of more, it is said how many
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
@@ -51,18 +52,41 @@ def message(row: Mapping[Any, Any]) -> str:
     return "" if text == row["state"] else text
 
 
-def why_waiting(job_type: str, connection: str | None, workers: Sequence[Mapping[Any, Any]]) -> str | None:
-    """Return why no worker takes such a queued job; None where one should. `workers`: those alive."""
+def why_waiting(
+    job_type: str,
+    connection: str | None,
+    workers: Sequence[Mapping[Any, Any]],
+    spec: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Return why no worker takes such a queued job; None where one should. `workers`: those alive.
+
+    `spec`: the job's, where resources may stand for which it waits.
+    """
     if not workers:
         return "no worker is alive; `jobrunner worker` starts one"
-    refusals = []
+    asked = [(spec or {}).get("resources") or {}]
+    refusals: dict[str, list[int]] = {}
     for worker in workers:
         refused = (worker["detail"] or {}).get("unserved", [])
-        why = next((why for kind, name, why in refused if (kind, name) == (job_type, connection)), None)
+        why = next(
+            (
+                why
+                for kind, name, why, *resources in refused
+                if (kind, name) == (job_type, connection) and resources in ([], asked)
+            ),
+            None,
+        )
         if why is None:
             return None
-        refusals.append(f"worker {worker['id']} does not take it: {why}")
-    return "; ".join(dict.fromkeys(refusals))
+        refusals.setdefault(why, []).append(worker["id"])
+    return "; ".join(f"{_who_does_not(ids)} take it: {why}" for why, ids in refusals.items())
+
+
+def _who_does_not(worker_ids: Sequence[int]) -> str:
+    if len(worker_ids) == 1:
+        return f"worker {worker_ids[0]} does not"
+    named, others = worker_ids[:_NAMED_MOST], len(worker_ids[_NAMED_MOST:])
+    return f"workers {', '.join(map(str, named))}{f' and {others} more' if others else ''} do not"
 
 
 def beat(row: Mapping[Any, Any]) -> str:

@@ -20,10 +20,25 @@ from jobrunner.cli.options import Pair, detach_option, json_option
     metavar="NAME=VALUE",
     help="An argument for the class; a value that is JSON is read as JSON. May be repeated.",
 )
+@click.option(
+    "--resource",
+    "resources",
+    type=Pair(),
+    multiple=True,
+    metavar="NAME=N",
+    help="With --detach: what its code asks of a Dask worker, such as GPU=1. May be repeated.",
+)
 @detach_option
 @json_option
 @click.pass_context
-def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], detach: bool, as_json: bool) -> int:
+def own(
+    ctx: click.Context,
+    *,
+    arguments: tuple[tuple[str, str], ...],
+    resources: tuple[tuple[str, str], ...],
+    detach: bool,
+    as_json: bool,
+) -> int:
     """Start a job of your own class, MODULE:CLASS, in this process.
 
     The module is looked for in the working directory, too. Ctrl-C and SIGTERM end the job as killed.
@@ -33,7 +48,9 @@ def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], detach: b
     from jobrunner.cli.foreground import queue, run_own_code, watch_to_the_end
     from jobrunner.cli.live import Live
     from jobrunner.cli.output import log_as_words
+    from jobrunner.errors import UsageError
     from jobrunner.models import MonitorJob
+    from jobrunner.resources import KEY
 
     path = ctx.info_name or ""
     given = _parsed(arguments)
@@ -42,6 +59,12 @@ def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], detach: b
     is_watched = isinstance(job, MonitorJob)
     if not is_watched and job.spec is None:
         job.spec = {"class": path, "args": given}
+    if resources:
+        if is_watched or not detach:
+            raise UsageError(
+                "--resource is for code that a worker runs: a class with _execute, and --detach."
+            )
+        job.spec = {**job.spec, KEY: {**job.resources, **_counts(resources)}}
     if detach:
         return queue(job, as_json=as_json)
     # The output of code that runs in this process would tear a live line apart.
@@ -50,6 +73,12 @@ def own(ctx: click.Context, *, arguments: tuple[tuple[str, str], ...], detach: b
         if is_watched:
             return watch_to_the_end(job.run, live)
         return run_own_code(job.run, live)
+
+
+def _counts(resources: Iterable[tuple[str, str]]) -> dict[str, float]:
+    from jobrunner.resources import checked
+
+    return checked({name: _value(text) for name, text in resources})
 
 
 def _parsed(arguments: Iterable[tuple[str, str]]) -> dict[str, Any]:

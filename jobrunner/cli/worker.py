@@ -1,5 +1,6 @@
 """`jobrunner worker`: take queued jobs and orphans, and run them to their end."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -31,12 +32,26 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
     type=click.IntRange(min=0),
     default=10_000,
     show_default=True,
-    help="How many jobs it watches at most.",
+    help="How many jobs it watches at most; with Dask, on each Dask worker.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(min=0),
-    help="How many jobs with code of their own it runs at once, each in a process.  [default: one a CPU]",
+    help="How many jobs with code of their own it runs at once, each in a process.  "
+    "[default: one a CPU; with Dask, one a thread of the cluster]",
+)
+@click.option(
+    "--executor",
+    "placed_by",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    show_default=True,
+    help="Where the jobs are run: on this machine, or spread over a Dask cluster.",
+)
+@click.option(
+    "--dask-address",
+    metavar="ADDRESS",
+    help="The Dask scheduler, such as tcp://10.0.0.1:8786, or local: a cluster on this machine.",
 )
 @job_type_option
 @click.option(
@@ -71,7 +86,14 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
 )
 @json_option
 def worker(
-    *, imports: tuple[str, ...], heartrate: float | None, drain_timeout: float, as_json: bool, **given: Any
+    *,
+    placed_by: str,
+    dask_address: str | None,
+    imports: tuple[str, ...],
+    heartrate: float | None,
+    drain_timeout: float,
+    as_json: bool,
+    **given: Any,
 ) -> int:
     """Take queued jobs and orphans, and run them to their end.
 
@@ -99,7 +121,7 @@ def worker(
             say(f"job {job_id}")
             word(f"worker {job_id} takes jobs: Ctrl-C stops it, and cancels nothing.")
 
-    executor: Any = registry.load_executor_class("LocalExecutor")(on_started=started)
+    executor = _executor(placed_by, dask_address, started)
     job = WorkerJob(executor, heartrate, imports=imports, drain_timeout=drain_timeout, **given)
     calm()
     try:
@@ -109,6 +131,22 @@ def worker(
         return code_of(error)
     word(f"worker {job.id} has {job.message}: its jobs were given back.")
     return ExitCode.SUCCESS
+
+
+def _executor(placed_by: str, dask_address: str | None, started: Callable[[int], None]) -> Any:
+    from jobrunner import registry
+    from jobrunner.errors import UsageError
+
+    if placed_by == "local":
+        if dask_address is not None:
+            raise UsageError("--dask-address is for --executor dask.")
+        return registry.load_executor_class("LocalExecutor")(on_started=started)
+    if dask_address is None:
+        raise UsageError(
+            "--executor dask needs --dask-address: tcp://HOST:PORT of a scheduler, "
+            "or local for a cluster on this machine."
+        )
+    return registry.load_executor_class("DaskExecutor")(dask_address, on_started=started)
 
 
 def _ensure_known(job_types: tuple[str, ...], connections: tuple[str, ...]) -> None:

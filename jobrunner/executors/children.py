@@ -6,9 +6,12 @@ for it, under its own claim.
 
 import asyncio
 import signal
+import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +21,12 @@ from sqlalchemy import RowMapping
 
 from jobrunner import statements
 from jobrunner.clock import monotonic_s
+from jobrunner.database import Database
 from jobrunner.executors.child import ENDED, NOT_OURS, Order
+from jobrunner.executors.resting import Resting
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import kill_message
-from jobrunner.runner import Runner
+from jobrunner.resources import NONE, words_of
 from jobrunner.settings import configured
 from jobrunner.statements import Claim, Sighting
 from jobrunner.states import JobState
@@ -32,7 +37,6 @@ OBEY_S = 10.0
 """Seconds for which a child may go on after a kill or its deadline, beyond its next beat."""
 TERMINATE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
-_REST_MOST_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +45,9 @@ class Child:
 
     job_id: int
     runner_id: str
-    process: asyncio.subprocess.Process
+    process: "subprocess.Popen[bytes]"
+    """Not asyncio's: that would kill it where the loop ends first."""
+    ended: asyncio.Future[int]
     over_since_s: float | None = None
     """Since when it should have ended: a kill is wished, or its deadline has passed."""
     why: tuple[JobState, str] | None = None
@@ -50,33 +56,80 @@ class Child:
 
 
 class Children:
-    """The child processes of one worker, on its runner's event loop."""
+    """Child processes on the running event loop: the code jobs of a worker, or the one of a Dask task.
 
-    def __init__(self, runner: Runner, imports: Iterable[str] = ()) -> None:
-        self._runner = runner
+    `persist` runs a write until the database has taken it. `most`: how many may run at once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        executor_class: str,
+        persist: Callable[..., Awaitable[Any]],
+        imports: Iterable[str] = (),
+        most: int = 1,
+    ) -> None:
+        self._database = database
+        self._executor_class = executor_class
+        self._persist = persist
         self._imports = tuple(imports)
+        self._most = most
         self.by_job: dict[int, Child] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._resting: dict[int, tuple[float, int]] = {}
+        self._resting: Resting[int] = Resting()
 
-    async def start(self, job_id: int, orphan: Sighting | None = None) -> None:
+    @property
+    def held(self) -> AbstractSet[int]:
+        """The jobs whose processes are ours: all of them."""
+        return self.by_job.keys()
+
+    @property
+    def free(self) -> int:
+        """How many more may be started now."""
+        return max(0, self._most - len(self.by_job))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any can be started here: always."""
+        return True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return not self.by_job
+
+    def why_not(self, resources: Mapping[str, float]) -> str | None:
+        """Return why a job that asks for these resources is not run here; None: it is."""
+        return f"it asks for {words_of(resources)}, which only a Dask cluster gives" if resources else None
+
+    def has_room_for(self, resources: Mapping[str, float]) -> bool:
+        """Whether one more job that asks for these can be started now."""
+        return self.free > 0 and not resources
+
+    def message(self, jobs: int) -> str:
+        """Return what the worker that watches so many jobs says of itself."""
+        return f"watching {jobs:,} jobs, running {len(self.by_job):,} processes"
+
+    def detail(self) -> dict[str, Any]:
+        """Return what the worker's row tells besides."""
+        return {}
+
+    async def start(
+        self,
+        job_id: int,
+        orphan: Sighting | None = None,
+        resources: Mapping[str, float] = NONE,  # noqa: ARG002  # a child has what its worker has
+    ) -> None:
         """Start a child for a queued job, or for an orphan. Raises OSError where there can be none."""
         runner_id = str(uuid.uuid4())
         seen = None
         if orphan is not None:
             seen = (orphan.runner_id, orphan.claims, orphan.latest_heartbeat.isoformat())
-        executor_class = self._runner.owner.executor_class
-        order = Order(job_id, runner_id, executor_class, configured(), self._imports, seen)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "jobrunner.executors.child"),
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C at the worker's terminal is not meant for it
-        )
-        child = self.by_job[job_id] = Child(job_id, runner_id, process)
-        assert process.stdin is not None
-        with suppress(ConnectionError):  # it died at once: its end says so
-            process.stdin.write(order.to_line())
-            process.stdin.close()
+        order = Order(job_id, runner_id, self._executor_class, configured(), self._imports, seen)
+        process = await asyncio.to_thread(_begun, order)
+        loop = asyncio.get_running_loop()
+        child = self.by_job[job_id] = Child(job_id, runner_id, process, loop.create_future())
+        threading.Thread(target=_wait_for, args=(child, loop), name="jobrunner-child", daemon=True).start()
         self._spawn(self._see_to(child))
 
     async def look(self) -> None:
@@ -98,7 +151,7 @@ class Children:
                 child.ending = self._spawn(self._end(child))
 
     def _rows(self, ids: list[int]) -> list[tuple[RowMapping, bool]]:
-        with self._runner.database.read() as connection:
+        with self._database.read() as connection:
             now = statements.now(connection)
             return [
                 (row, row["deadline_at"] is not None and row["deadline_at"] < now)
@@ -119,7 +172,7 @@ class Children:
     # --- one child ---------------------------------------------------------------------------------
 
     async def _see_to(self, child: Child) -> None:
-        code = await child.process.wait()
+        code = await child.ended
         try:
             if code != NOT_OURS and not await self._conclude(child, code):
                 self._rest(child.job_id, code)
@@ -128,12 +181,10 @@ class Children:
 
     def is_resting(self, job_id: int) -> bool:
         """Whether the last child for a job failed before it claimed it, and not long ago."""
-        return self._resting.get(job_id, (0.0, 0))[0] > monotonic_s()
+        return self._resting.is_resting(job_id)
 
     def _rest(self, job_id: int, code: int) -> None:
-        count = self._resting.get(job_id, (0.0, 0))[1] + 1
-        rest_s = min(_REST_MOST_S, 2.0**count)
-        self._resting[job_id] = (monotonic_s() + rest_s, count)
+        rest_s = self._resting.rest(job_id)
         why = _words_of(code)
         log.warning(f"a child could not claim its job: again in {rest_s:g} s", job=job_id, why=why)
 
@@ -142,15 +193,15 @@ class Children:
 
         False: it never had the job.
         """
-        row = await self._runner.persist(statements.get_or_none, child.job_id)
+        row = await self._persist(statements.get_or_none, child.job_id)
         if row is None or row["runner_id"] != child.runner_id:
             return row is None or code == ENDED
-        self._resting.pop(child.job_id, None)
+        self._resting.forget(child.job_id)
         if row["state"] is not JobState.RUNNING:
             return True
         claim = Claim(child.job_id, child.runner_id, row["claims"])
         state, message = child.why or (JobState.FAILED, _words_of(code))
-        if await self._runner.persist(statements.end, claim, state, message):
+        if await self._persist(statements.end, claim, state, message):
             log.warning("a child ended without a word", job=child.job_id, state=state, why=_words_of(code))
         return True
 
@@ -159,7 +210,7 @@ class Children:
         _signal(child, signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(TERMINATE_S):
-                await child.process.wait()
+                await asyncio.shield(child.ended)
                 return
         _signal(child, signal.SIGKILL)
 
@@ -190,11 +241,33 @@ def _words_of(code: int) -> str:
     return f"its process ended with code {code} and wrote no outcome"
 
 
+def _begun(order: Order) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobrunner.executors.child"],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C at the worker's terminal is not meant for it
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:  # it died at once: its end says so
+        process.stdin.write(order.to_line())
+    return process
+
+
+def _wait_for(child: Child, loop: asyncio.AbstractEventLoop) -> None:
+    code = child.process.wait()
+    with suppress(RuntimeError):  # the loop has ended: the child was left to itself
+        loop.call_soon_threadsafe(_tell_of_end, child, code)
+
+
+def _tell_of_end(child: Child, code: int) -> None:
+    if not child.ended.done():
+        child.ended.set_result(code)
+
+
 def _signal(child: Child, number: signal.Signals) -> None:
     """Signal a child and all that it started, unless it has ended meanwhile."""
     with suppress(psutil.Error):
-        root = psutil.Process(child.process.pid)
-        for each in [*root.children(recursive=True), root]:
-            if child.process.returncode is None:  # until it was waited for, its pid is its own
-                with suppress(psutil.Error):
-                    each.send_signal(number)
+        for each in psutil.Process(child.process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                each.send_signal(number)
+    child.process.send_signal(number)

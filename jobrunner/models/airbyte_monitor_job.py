@@ -121,6 +121,13 @@ class AirbyteMonitorJob(MonitorJob):
         message = f"succeeded in Airbyte, but {told}, and min_rows is {least:,}"
         return replace(observation, phase=Phase.FAILED, message=message)
 
+    def has_a_say(self) -> bool:
+        """Whether it was given a least number of rows, or exponential back-off."""
+        # A subclass may say more.
+        return type(self) is not AirbyteMonitorJob or bool(
+            {"minRows", "maxRetryDelay"} & (self.spec or {}).keys()
+        )
+
     def look_interval_s(self, watched_s: float) -> float | None:
         """Return the seconds until the next look after so long a watch; None: the job's own interval.
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
 
@@ -20,6 +21,7 @@ from jobrunner.logs import get_logger
 from jobrunner.models.job_event import BigId, JobEvent
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, kill_message, run_code
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
+from jobrunner.resources import NONE
 from jobrunner.settings import get_settings
 from jobrunner.sqltypes import StateType, UtcDateTime, db_now
 from jobrunner.states import JobState
@@ -124,6 +126,9 @@ class BaseJob(Base):
     resubmit: Mapped[dict[str, int] | None] = mapped_column(_Json)
 
     __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_abstract": True}  # noqa: RUF012  # SQLAlchemy's form
+
+    resources: ClassVar[Mapping[str, float]] = NONE
+    """What its code asks of the machine that runs it, such as `{"GPU": 1}`: only a Dask cluster gives it."""
 
     _is_adoptable: ClassVar[bool] = False
     executor: Any = None

@@ -138,6 +138,11 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         """Return the seconds until the next look after so long a watch; None: `poll_interval`."""
         return None
 
+    def has_a_say(self) -> bool:
+        """Whether `judge` or `look_interval_s` may say anything; a runner keeps no object that has no say."""
+        cls = type(self)
+        return not (cls.judge is MonitorJob.judge and cls.look_interval_s is MonitorJob.look_interval_s)
+
     def log_id(self, *, child: int | None = None, node: int | None = None) -> str:
         """Return the external id under which `Backend.logs` has the output of the job, or of a part of it.
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobrunner.errors import DatabaseError, JobNotFound, UsageError, error_of_end
+from jobrunner.executors.base import WorkerExecutor
 from jobrunner.models import BaseJob
 from jobrunner.models.own_run import claim_here
 from jobrunner.statements import new_owner
@@ -24,8 +25,13 @@ class WorkerJob(BaseJob):
     job that runs its own code; without it, one a CPU. `job_types`, `connections`: take only these; none:
     whatever it can serve. `imports`: modules to import, by which job types become known.
     `drain_timeout`: seconds for which it waits for its children when it is stopped. `probe`: (host, port)
-    of an HTTP probe. Raises `UsageError` on a number that cannot be.
+    of an HTTP probe. With a `DaskExecutor`, the jobs are spread over a Dask cluster: `capacity` is for each
+    of its workers, and `processes` for all; without it, as many as the cluster has threads. Raises
+    `UsageError` on a number that cannot be. `served_for`: noted in the row of one that serves for another.
     """
+
+    why_stop: Callable[[], str | None] | None = None
+    """Asked before each look, in a thread: why the worker shall stop; None: it goes on."""
 
     def __init__(
         self,
@@ -39,23 +45,27 @@ class WorkerJob(BaseJob):
         imports: Sequence[str] = (),
         drain_timeout: float = DRAIN_TIMEOUT_S,
         probe: tuple[str, int] | None = None,
+        served_for: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        processes = os.cpu_count() or 1 if processes is None else processes
-        if capacity < 0 or processes < 0 or capacity + processes == 0:
+        is_elsewhere = isinstance(executor, WorkerExecutor)
+        spec: dict[str, Any] = {"each": capacity, "capacity": 0} if is_elsewhere else {"capacity": capacity}
+        if processes is None and not is_elsewhere:
+            processes = os.cpu_count() or 1
+        if capacity < 0 or (processes is not None and (processes < 0 or capacity + processes == 0)):
             raise UsageError(
                 f"A worker for {capacity} monitor jobs and {processes} processes has nothing to do: "
                 "give 0 or more of each, and at least one of them."
             )
         if not 0 <= drain_timeout < float("inf"):
             raise UsageError(f"A drain timeout of {drain_timeout} s cannot be kept: give seconds, 0 or more.")
-        spec = {
-            "capacity": capacity,
+        spec |= {
             "processes": processes,
             "job_types": list(job_types),
             "connections": list(connections),
             "imports": list(imports),
             "drain_timeout": drain_timeout,
+            **(served_for or {}),
         }
         super().__init__(executor, heartrate, spec=spec, **kwargs)
         self.probe = probe
@@ -71,14 +81,27 @@ class WorkerJob(BaseJob):
         from jobrunner.worker.probe import Probe
 
         probe = Probe(self.probe)  # where it cannot listen, nothing is stored
-        owner = new_owner(self.executor_class or "LocalExecutor")
-        database, claim = claim_here(self, owner)
-        on_started = getattr(self.executor, "on_started", None)
-        if on_started is not None:
-            on_started(self.id)
-        state = asyncio.run(Worker(database, owner, claim, self, probe).run())
+        with self._opened():
+            owner = new_owner(self.executor_class or "LocalExecutor")
+            database, claim = claim_here(self, owner)
+            on_started = getattr(self.executor, "on_started", None)
+            if on_started is not None:
+                on_started(self.id)
+            state = asyncio.run(Worker(database, owner, claim, self, probe).run())
         with suppress(DatabaseError, JobNotFound):  # it would hide how the work itself ended
             self.reload()
         error = error_of_end(self.id, state, self.message)
         if error is not None:
             raise error
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        executor = self.executor
+        if not isinstance(executor, WorkerExecutor):
+            yield
+            return
+        executor.open()
+        try:
+            yield
+        finally:
+            executor.close()

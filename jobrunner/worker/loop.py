@@ -13,20 +13,22 @@ from sqlalchemy import RowMapping
 from jobrunner import identity, registry, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, UsageError
+from jobrunner.executors.base import CodeJobs, WorkerExecutor
 from jobrunner.executors.children import Children
 from jobrunner.executors.signals import heard
 from jobrunner.logs import get_logger
 from jobrunner.models.base_job import object_of
 from jobrunner.models.own_run import kill_message
 from jobrunner.owned import OwnProcess
+from jobrunner.resources import parsed, resources_in
 from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Owner, Sighting
 from jobrunner.states import JobState
 from jobrunner.sweeper import StandStill
 from jobrunner.worker.probe import Probe
-from jobrunner.worker.serving import Served, Serving
-from jobrunner.worker.share import MOST, least, share
+from jobrunner.worker.serving import Served, Serving, Unserved
+from jobrunner.worker.share import least, share
 from jobrunner.worker.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ PROMPT_S = 1.0
 _NEXT_S = 0.02  # ... and while there is
 PATIENT_LOOKS = 3
 """So often others may take their share, before what they left is taken."""
+STOPPING = "stopping"
+"""What a worker's `detail` says while it drains."""
+_STEPS_MOST = 3_000  # jobs on their way to their submission: each must come to it within its step's time
 _SILENT_MOST = 20_000  # silent jobs that one look judges
 _ROUND_S = 30.0  # beyond the database's own deadline: a round that takes longer makes no progress
 _SAME_SIGNAL_S = 0.5  # `timeout`, for one, signals its child, and then the group that the child is in
@@ -69,11 +74,16 @@ class Worker:
         self._job = job
         spec = job.spec or {}
         self._capacity: int = spec["capacity"]
-        self._processes: int = spec["processes"]
         self._drain_timeout_s: float = spec["drain_timeout"]
         for module in spec["imports"]:
             registry.load_module(module)
-        self._serving = Serving(database.settings, spec["job_types"], spec["connections"])
+        self._serving = Serving(
+            database.settings,
+            spec["job_types"],
+            spec["connections"],
+            watches=self._capacity > 0,
+            runs_code=spec["processes"] != 0,
+        )
         self._still = StandStill(database.settings.grace_multiplier)
         self._stop = asyncio.Event()
         self._outcome: tuple[JobState, str] = (JobState.SUCCESS, "stopped")
@@ -83,7 +93,7 @@ class Worker:
         self._passed_over = 0
         self._told: dict[str, Any] = {}
         self._rounds = 0
-        self._unserved: list[tuple[str, str | None, str]] = []
+        self._unserved: list[Unserved] = []
 
     async def run(self) -> JobState:
         """Work until told to stop; return how the worker's own job ended."""
@@ -98,7 +108,7 @@ class Worker:
         notifier = Notifier(self.is_well)
         with heard(self._on_signal):
             async with Runner(self._database, self._owner) as self._runner:
-                self._children = Children(self._runner, (self._job.spec or {})["imports"])
+                self._code = self._code_jobs()
                 self._runner.beat_for(self._itself)
                 with self._probe.answering(self.is_well, self.is_ready), notifier:
                     await self._work(notifier)
@@ -107,6 +117,13 @@ class Worker:
                     await self._end()
         return JobState.LOST if self._is_lost else self._outcome[0]
 
+    def _code_jobs(self) -> CodeJobs:
+        executor, spec, runner = self._job.executor, self._job.spec or {}, self._runner
+        if isinstance(executor, WorkerExecutor):
+            return executor.code_jobs(runner, self._claim, self._job)
+        named = runner.owner.executor_class
+        return Children(self._database, named, runner.persist, spec["imports"], spec["processes"])
+
     def is_well(self) -> bool:
         """Whether its rounds are on time and its beats are good: what a liveness probe asks."""
         runner = getattr(self, "_runner", None)
@@ -114,7 +131,9 @@ class Worker:
 
     def is_ready(self) -> bool:
         """Whether it takes jobs: what a readiness probe asks."""
-        return self._rounds > 0 and not self._stop.is_set() and not self._is_fenced and self.is_well()
+        if self._rounds == 0 or self._stop.is_set() or self._is_fenced:
+            return False
+        return self._code.is_ready and self.is_well()
 
     @property
     def _is_fenced(self) -> bool:
@@ -129,12 +148,19 @@ class Worker:
     async def _work(self, notifier: Notifier) -> None:
         while not self._stop.is_set():
             self._itself.progress_by_s = monotonic_s() + self._round_s()
+            await self._guarded("question whether to go on", self._ask_to_go_on)
             took = await self._guarded("look", self._round)
             self._rounds += 1
             notifier.ready(f"watching {len(self._runner.jobs):,} jobs")
             with suppress(TimeoutError):
                 async with asyncio.timeout(_NEXT_S if took else LOOK_S * random.uniform(0.9, 1.0)):  # noqa: S311
                     await self._stop.wait()
+
+    async def _ask_to_go_on(self) -> int:
+        why = None if self._job.why_stop is None else await asyncio.to_thread(self._job.why_stop)
+        if why is not None:
+            self.stop(f"stopped: {why}")
+        return 0
 
     async def _round(self) -> int:
         """Look, and take what there is for us; return how many jobs were taken."""
@@ -150,7 +176,7 @@ class Worker:
             took += await self._guarded("sweep", self._sweep)
         else:
             self._still.restart()
-        await self._guarded("children", self._look_at_children)
+        await self._guarded("look after code", self._look_after_code)
         await self._guarded("tell", self._tell)
         return took
 
@@ -170,52 +196,54 @@ class Worker:
             log.warning(f"the {what} of a worker works again")
         return done
 
-    async def _look_at_children(self) -> int:
-        await self._children.look()
+    async def _look_after_code(self) -> int:
+        await self._code.look()
         return 0
 
     async def _tell(self) -> int:
         """Write into the worker's row what it has, when that changed."""
         found: dict[str, Any] = {
             "jobs": len(self._runner.jobs),
-            "processes": len(self._children.by_job),
+            "processes": len(self._code.by_job),
             "capacity": self._capacity,
+            **self._code.detail(),
         }
         if self._unserved:
-            found["unserved"] = [list(each) for each in self._unserved]
-        if found != self._told and not self._is_lost:
-            message = f"watching {found['jobs']:,} jobs, running {found['processes']:,} processes"
-            await self._runner.call(statements.tell, self._claim, message, found)
-            self._told = found
+            found["unserved"] = [each.as_row() for each in self._unserved[:_UNSERVED_MOST]]
+        if self._stop.is_set():
+            found[STOPPING] = True
+        message = self._code.message(len(self._runner.jobs))
+        told = {**found, "message": message}
+        if told != self._told and not self._is_lost:
+            await self._write(statements.tell, self._claim, message, found)
+            self._told = told
         return 0
 
     # --- queued jobs ----------------------------------------------------------------------------------
 
     async def _claim_some(self) -> int:
         served = self._serving.of(await self._read(worklist.waiting))
-        self._unserved = served.unserved[:_UNSERVED_MOST]
+        self._unserved = served.unserved
         took = 0
         if served.monitored:
             took += await self._claim_monitored(served)
         if served.coded:
-            took += await self._start_children(served.coded)
+            await self._start_code(served.coded)  # it claims by itself: to look again at once is too early
         return took
 
     async def _claim_monitored(self, served: Served) -> int:
-        most = await self._share(served.count)
+        most = min(await self._share(served.count), _STEPS_MOST - self._runner.steps)
         if most <= 0:
             return 0
-        rows = await self._runner.call(
-            statements.claim_many, self._owner, served.monitored, most, served.host_ids
-        )
+        rows = await self._write(statements.claim_many, self._owner, served.monitored, most, served.host_ids)
         return await self._take(rows)
 
     async def _share(self, waiting: int) -> int:
         """Return how many of the jobs that wait to take in this round."""
         others = [
-            (int((row["detail"] or {}).get("jobs", 0)), int((row["spec"] or {}).get("capacity", 0)))
+            (int((row["detail"] or {}).get("jobs", 0)), room)
             for row in await self._read(worklist.workers, self._database.settings.grace_multiplier)
-            if row["id"] != self._claim.job_id
+            if row["id"] != self._claim.job_id and (room := int((row["spec"] or {}).get("capacity", 0)))
         ]
         mine = len(self._runner.jobs)
         most = share(mine, self._capacity, waiting, others)
@@ -228,7 +256,7 @@ class Worker:
         for number, row in enumerate(rows):
             claim = Claim(row["id"], self._owner.runner_id, row["claims"])
             try:
-                self._runner.take(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
+                self._runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
             except Exception as error:  # noqa: BLE001  # its connection cannot be used here, for whatever reason
                 log.warning("a job cannot be served here", job=row["id"], error=error)
                 self._serving.refuse(row["job_type"], row["connection"], str(error))
@@ -240,22 +268,32 @@ class Worker:
 
     # --- jobs that run their own code -------------------------------------------------------------------
 
-    async def _start_children(self, job_types: list[str]) -> int:
-        free = self._processes - len(self._children.by_job)
-        if free <= 0:
-            return 0
-        rows = await self._read(worklist.queued, job_types, 10 * self._processes)
-        children = self._children
-        fit = [
-            row["id"]
-            for row in rows
-            if row["id"] not in children.by_job and not children.is_resting(row["id"])
-        ]
+    async def _start_code(self, job_types: list[str]) -> None:
+        code = self._code
+        texts = set()
+        for job_type, text in await self._read(worklist.asked, job_types):
+            why, resources = self._why_not(text)
+            if why is not None:
+                self._unserved.append(Unserved(job_type, None, why, resources))
+            elif code.has_room_for(resources):
+                texts.add(text)
+        if not texts:
+            return
+        rows = await self._read(worklist.queued, job_types, texts, 10 * code.free)
+        fit = [row for row in rows if row["id"] not in code.by_job and not code.is_resting(row["id"])]
         # At random among the oldest: others who choose at the same time shall choose differently.
-        some = random.sample(fit, min(free, len(fit)))
-        for job_id in some:
-            await children.start(job_id)
-        return 0  # they claim by themselves: to look again at once would find them still queued
+        for row in random.sample(fit, len(fit)):
+            resources = resources_in(row["spec"])
+            if code.has_room_for(resources):
+                await code.start(row["id"], None, resources)
+
+    def _why_not(self, text: str | None) -> tuple[str | None, dict[str, float]]:
+        """Return why code that asks for these resources is not run here, and the resources."""
+        try:
+            resources = parsed(text)
+        except (UsageError, ValueError) as error:
+            return f"what it asks for cannot be read: {error}", {}
+        return self._code.why_not(resources), resources
 
     # --- orphans ----------------------------------------------------------------------------------------
 
@@ -265,7 +303,7 @@ class Worker:
         if not self._saw_clearly(asked_s):
             self._still.restart()
             return 0
-        mine = self._runner.jobs.keys() | self._children.by_job.keys() | {self._claim.job_id}
+        mine = self._runner.jobs.keys() | self._code.held | {self._claim.job_id}
         others = {row["id"]: row for row in rows if row["id"] not in mine}
         self._still.keep(others.keys())
         orphans = [(row, seen) for row in others.values() if (seen := self._still.look(row)) is not None]
@@ -275,10 +313,19 @@ class Worker:
         took = 0
         if to_adopt:
             took = await self._adopt(to_adopt)
-        free = self._processes - len(self._children.by_job)
-        for seen in to_start[: max(0, free)]:
-            await self._children.start(seen.job_id, seen)
+        if to_start:
+            await self._start_again(to_start)
         return took
+
+    async def _start_again(self, orphans: list[Sighting]) -> None:
+        seen_of = {seen.job_id: seen for seen in orphans}
+        for row in await self._read(statements.get_many, list(seen_of)):
+            try:
+                resources = resources_in(row["spec"])
+            except UsageError:  # stored by other hands: it is left as it is
+                continue
+            if self._code.why_not(resources) is None and self._code.has_room_for(resources):
+                await self._code.start(row["id"], seen_of[row["id"]], resources)
 
     def _saw_clearly(self, asked_s: float) -> bool:
         """Whether the database was there all the while: else it has kept others from beating, too."""
@@ -305,18 +352,26 @@ class Worker:
                 continue  # others may
             elif self._serving.is_monitored(row["job_type"]):
                 to_adopt.append((row, seen))
-            elif not self._children.is_resting(seen.job_id):
+            elif not self._code.is_resting(seen.job_id):
                 to_start.append(seen)
         return to_adopt, to_start, to_lose
 
     async def _adopt(self, orphans: list[tuple[RowMapping, Sighting]]) -> int:
-        most = await self._share(len(orphans))
         # At random: others who adopt at the same time shall adopt others of them.
-        some = random.sample(orphans, min(most, MOST, len(orphans)))
-        hosts = {row["host_id"] for row, _ in some if row["host_id"] is not None}
-        rows = await self._runner.call(statements.adopt_many, [seen for _, seen in some], self._owner, hosts)
-        log.info("adopted from silent runners", jobs=len(rows))
-        return await self._take(rows)
+        left = random.sample(orphans, len(orphans))
+        took, until_s = 0, monotonic_s() + LOOK_S
+        # Several times for one look, which costs more than a share where a full worker has died.
+        while left and not self._is_fenced and not self._stop.is_set() and monotonic_s() < until_s:
+            most = await self._share(len(left))
+            if most <= 0:
+                break
+            some, left = left[:most], left[most:]
+            hosts = {row["host_id"] for row, _ in some if row["host_id"] is not None}
+            seen = [sighting for _, sighting in some]
+            rows = await self._write(statements.adopt_many, seen, self._owner, hosts)
+            took += await self._take(rows)
+        log.info("adopted from silent runners", jobs=took)
+        return took
 
     # --- the end ----------------------------------------------------------------------------------------
 
@@ -336,19 +391,22 @@ class Worker:
         self._stop.set()
 
     async def _drain(self) -> None:
-        """Give the jobs back, and wait for the children; beats go on until then."""
-        jobs, children = len(self._runner.jobs), len(self._children.by_job)
-        log.info("the worker takes no more", to_release=jobs, children=children)
+        """Give the jobs back, and wait for code that runs; beats go on until then."""
+        log.info(
+            "the worker takes no more", to_release=len(self._runner.jobs), running=len(self._code.by_job)
+        )
+        await self._guarded("tell", self._tell)  # who serves for us stops, too
         await self._runner.stop("released: its worker was stopped")
-        if self._children.by_job:
-            waiting = asyncio.create_task(self._children.wait(self._drain_timeout_s))
+        if not self._code.is_idle:
+            waiting = asyncio.create_task(self._code.wait(self._drain_timeout_s))
             while not waiting.done():
                 self._itself.progress_by_s = monotonic_s() + self._round_s()
                 await asyncio.wait([waiting], timeout=LOOK_S)
-                await self._guarded("children", self._look_at_children)
-        if self._children.by_job:
-            log.warning("children go on by themselves", jobs=sorted(self._children.by_job))
-        self._children.leave()
+                await self._guarded("look after code", self._look_after_code)
+                await self._guarded("tell", self._tell)
+        if self._code.by_job:
+            log.warning("code goes on by itself", jobs=sorted(self._code.by_job.keys()))
+        self._code.leave()
 
     async def _end(self) -> None:
         if self._is_lost:
@@ -383,3 +441,12 @@ class Worker:
                 return ask(connection, *args)
 
         return await asyncio.to_thread(read)
+
+    async def _write(self, write: Callable[..., _T], *args: object) -> _T:
+        """Write on a thread that is not the runner's: there it would wait behind all submissions."""
+
+        def do() -> _T:
+            with self._database.write() as connection:
+                return write(connection, *args)
+
+        return await asyncio.to_thread(do)

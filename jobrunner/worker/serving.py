@@ -15,6 +15,22 @@ _AGAIN_S = 60.0  # what could not be served is tried again after this: an extra 
 
 
 @dataclass(frozen=True, slots=True)
+class Unserved:
+    """A kind of job that waits and is not served, and why not."""
+
+    job_type: str
+    connection: str | None
+    why: str
+    resources: Mapping[str, float] | None = None
+    """What it asks for, if that is why."""
+
+    def as_row(self) -> list[Any]:
+        """Return it as the worker's row tells it."""
+        row: list[Any] = [self.job_type, self.connection, self.why]
+        return row if self.resources is None else [*row, dict(self.resources)]
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
     """Of what waits, what can be served here."""
 
@@ -26,14 +42,15 @@ class Served:
     """Hosts to which some of them are bound, and which can be served from here."""
     count: int
     """How many jobs that are, all in all."""
-    unserved: list[tuple[str, str | None, str]]
-    """The types and connections of those that cannot be served, each with the reason."""
+    unserved: list[Unserved]
+    """Those that cannot be served, each with the reason."""
 
 
 class Serving:
     """Says of a job whether this process can serve it, and why not.
 
-    `job_types`, `connections`: serve only these; none: all that there are.
+    `job_types`, `connections`: serve only these; none: all that there are. `watches`, `runs_code`: whether
+    it has any place for monitor jobs, and for jobs that run their own code.
     """
 
     def __init__(
@@ -42,11 +59,16 @@ class Serving:
         job_types: Collection[str] = (),
         connections: Collection[str] = (),
         clock: Callable[[], float] = monotonic_s,
+        *,
+        watches: bool = True,
+        runs_code: bool = True,
     ) -> None:
         self._settings = settings
         self._job_types = frozenset(job_types)
         self._connections = frozenset(connections)
         self._clock = clock
+        self._watches = watches
+        self._runs_code = runs_code
         self._verdicts: dict[tuple[str, str | None], tuple[float, str | None]] = {}
 
     def of(self, waiting: Iterable[Waiting]) -> Served:
@@ -70,7 +92,7 @@ class Serving:
                 monitored[each.job_type, each.connection] = None
             else:
                 coded[each.job_type] = None
-        refused = [(*kind, why) for kind, why in unserved.items()]
+        refused = [Unserved(*kind, why) for kind, why in unserved.items()]
         return Served(list(monitored), list(coded), list(hosts), count, refused)
 
     def is_monitored(self, job_type: str) -> bool:
@@ -97,7 +119,13 @@ class Serving:
             return f"this worker serves only {', '.join(sorted(self._job_types))}"
         job_class = class_of(job_type)
         if job_class is None or not issubclass(job_class, MonitorJob):
-            return None  # the row may name the class; who loads it says what is wrong with it
+            # The row may name the class; who loads it says what is wrong with it.
+            return None if self._runs_code else "it runs no jobs with code"
+        return self._why_not_watched(job_class, connection)
+
+    def _why_not_watched(self, job_class: type[MonitorJob], connection: str | None) -> str | None:
+        if not self._watches:
+            return "it watches no jobs itself"
         try:
             name, _ = self._settings.connection(connection, job_class.backend_kind)
         except JobrunnerError as error:

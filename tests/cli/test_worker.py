@@ -151,6 +151,20 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(own_jobs: CommandLine)
     assert second.ended()[0] == 0
 
 
+def test_a_child_that_is_waited_for_no_longer_goes_on_by_itself(own_jobs: CommandLine) -> None:
+    own_jobs("start", "my_jobs:Endless", "--detach")
+    worker = WorkerProcess(own_jobs, "--drain-timeout", "1s")
+    own_jobs.until("1", "state", "running")
+    worker.send(signal.SIGTERM)
+    code, words = worker.ended()
+    assert code == 0
+    assert "code goes on by itself" in words
+    before = own_jobs("show", "1", "--json").json["latest_heartbeat"]
+    until(lambda: own_jobs("show", "1", "--json").json["latest_heartbeat"] > before)
+    assert own_jobs("kill", "1", "--wait").code == 0
+    assert own_jobs("show", "1", "--json").json["state"] == "killed"
+
+
 def test_a_worker_is_killed_as_any_job_is(jobrunner: CommandLine) -> None:
     worker = WorkerProcess(jobrunner, "--name", "blue")
     assert jobrunner("check", "--job-type", "WorkerJob", "--local").code == 0

@@ -126,6 +126,29 @@ def test_a_row_that_a_psql_session_holds_locked_stays_ours_and_silences_nobody(
     asyncio.run(main())
 
 
+def test_a_row_that_was_locked_for_a_moment_is_beaten_for_again_before_the_next_beat(
+    postgres_database: Database, postgres_url: str
+) -> None:
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with a_runner(postgres_database) as runner:
+                held, other = a_job(heartrate=3.0), a_job(heartrate=3.0)
+                await watched(runner, outside, held)
+                await watched(runner, outside, other)
+                with closing(plain_connection(postgres_url)) as connection:
+                    connection.execute("BEGIN")
+                    connection.execute("SELECT 1 FROM job WHERE id = %s FOR UPDATE", (held.id,))
+                    before = beat_of(postgres_database, held.id)
+                    await beats(postgres_database, other.id)
+                    assert beat_of(postgres_database, held.id) == before
+                then = beat_of(postgres_database, other.id)
+                await beats(postgres_database, held.id)
+                assert beat_of(postgres_database, other.id) == then
+
+    asyncio.run(main())
+
+
 def test_two_runners_never_both_act_for_one_job(database: Database) -> None:
     async def main() -> None:
         outside = an_outside()

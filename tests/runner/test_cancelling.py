@@ -161,7 +161,7 @@ def test_a_job_killed_before_it_was_submitted_is_never_submitted(
                 end = take_over(runner, job)
                 owned = runner.jobs[job.id]
                 assert await within(end) is JobState.KILLED
-                assert owned.job.kills == 1  # type: ignore[attr-defined]
+                assert owned.job.kills == 1  # type: ignore[union-attr]
         assert outside.calls["submit"] == 0
         assert row_of(database, job.id)["message"] == "killed before it was submitted"
 
@@ -265,7 +265,7 @@ def test_a_killed_jobs_next_owner_goes_on_with_the_cancelling(database: Database
                 await soon(lambda: len(outside.jobs[external_id].cancel_reasons) > asked)
                 outside.advance(external_id, Phase.CANCELLED, "ended at last")
                 assert await within(end) is JobState.KILLED
-                assert successor.kills == 0, "the first owner has called on_kill"  # type: ignore[attr-defined]
+                assert successor.kills == 0, "the first owner has called on_kill"  # type: ignore[union-attr]
         assert row_of(database, job.id)["message"] == "killed by anna (ended at last)"
 
     asyncio.run(main())

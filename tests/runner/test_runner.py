@@ -579,3 +579,22 @@ def test_an_idle_runner_costs_next_to_nothing(database: Database) -> None:
                 return (time.process_time() - before_s) / 2
 
     assert asyncio.run(main()) < 0.05
+
+
+class _JobWithAVoice(MemoryMonitorJob):
+    def look_interval_s(self, watched_s: float) -> float | None:
+        return None
+
+
+def test_only_a_job_whose_class_has_a_say_in_the_watching_is_kept_as_an_object(database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job, voiced = a_job(), _JobWithAVoice()
+                await watched(runner, outside, job)
+                await watched(runner, outside, voiced)
+                assert runner.jobs[job.id].job is None
+                assert runner.jobs[voiced.id].job is voiced
+
+    asyncio.run(main())

@@ -28,6 +28,12 @@ class Good(_Own):
         self.heartbeat()
 
 
+class OnGpu(Good):
+    """Asks for what no machine here has."""
+
+    resources = {"GPU": 1}  # noqa: RUF012  # as a user writes it
+
+
 class Bad(_Own):
     def _execute(self) -> None:
         raise ValueError("no luck")

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from jobrunner.database import Database
+from jobrunner.errors import UsageError
 from jobrunner.executors import children
 from jobrunner.models import BaseJob
 from jobrunner.states import JobState
@@ -112,6 +113,32 @@ async def test_a_job_whose_class_cannot_be_loaded_is_failed_with_the_reason(
     assert "There is no class for the job type 'of.a.Newer.Version'" in row_of(database, nobody)["message"]
 
 
+@in_loop
+async def test_a_job_that_asks_for_resources_waits_for_a_dask_cluster(
+    database: Database, database_url: str, notes: Path
+) -> None:
+    by_its_class = store(own_jobs.OnGpu, notes)
+    unreadable = own_jobs.Good(heartrate=0.5, spec={})
+    with_code = store(own_jobs.Good, notes)  # and keeps none back that asks for none
+    stored = unreadable.store().id
+    spec = '{"resources": "GPU"}'
+    plain_sql(database_url, f"UPDATE job SET spec = '{spec}' WHERE id = {stored}")
+    async with a_worker(database) as working:
+        await until_state(database, JobState.SUCCESS, with_code)
+        await soon(lambda: "unserved" in (working.row()["detail"] or {}))
+        unserved = working.row()["detail"]["unserved"]
+    assert row_of(database, by_its_class)["spec"]["resources"] == {"GPU": 1}
+    assert ["OnGpu", None, "it asks for GPU=1, which only a Dask cluster gives", {"GPU": 1}] in unserved
+    assert row_of(database, by_its_class)["claims"] == row_of(database, stored)["claims"] == 0
+
+
+@pytest.mark.parametrize("resources", [{"GPU": 0}, {"GPU": "one"}, {"": 1}, ["GPU"], {"GPU": True}])
+def test_resources_that_are_none_are_refused(database: Database, resources: Any) -> None:
+    job = own_jobs.Good(spec={"resources": resources})
+    with pytest.raises(UsageError):
+        job.store()
+
+
 # --- kills ----------------------------------------------------------------------------------------
 
 
@@ -171,7 +198,7 @@ async def test_no_more_children_run_than_are_allowed_and_each_job_runs_once(
 
     def all_ended() -> bool:
         nonlocal most
-        most = max(most, *(len(each.worker._children.by_job) for each in (one, two)))
+        most = max(most, *(len(each.worker._code.by_job) for each in (one, two)))
         return all(row_of(database, job_id)["state"] is JobState.SUCCESS for job_id in ids)
 
     async with a_worker(database, processes=1) as one, a_worker(database, processes=1) as two:

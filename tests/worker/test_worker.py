@@ -15,7 +15,15 @@ from jobrunner.models import BaseJob
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryBackend, MemoryMonitorJob, use_backend
 from jobrunner.worker import WorkerJob, loop
-from tests.helpers import a_running_job, an_owner, events_of, insert_job, plain_sql, row_of
+from tests.helpers import (
+    a_running_job,
+    an_owner,
+    events_of,
+    insert_job,
+    plain_connection,
+    plain_sql,
+    row_of,
+)
 from tests.runner.support import SOON, a_job, an_outside, in_loop, look, soon
 from tests.worker.workers import Working, a_worker, store, until_state
 
@@ -419,3 +427,31 @@ async def test_who_saw_the_database_late_makes_nobody_an_orphan(
             assert working.jobs == set()
             is_late = False
             await soon(lambda: len(working.jobs) == 1)
+
+
+@in_loop
+async def test_a_row_that_somebody_held_locked_makes_no_orphan(
+    postgres_database: Database, postgres_url: str
+) -> None:
+    # Its owner lives, and cannot beat: he needs a moment after the lock is gone.
+    owner = an_owner()
+    with outside() as backend:
+        held = insert_job(
+            postgres_database, owner, job_type="MemoryMonitorJob", heartrate=0.3, submit_token="t"
+        )
+        silent = an_orphan(postgres_database, backend)
+        holder = plain_connection(postgres_url)
+        try:
+            holder.execute("BEGIN")
+            holder.execute(f"UPDATE job SET name = 'mine' WHERE id = {held}")
+            async with a_worker(postgres_database) as working:
+                await soon(lambda: working.jobs == {silent})  # a whole grace has passed
+                holder.execute("ROLLBACK")
+                with postgres_database.write() as connection:
+                    assert statements.beat(connection, owner.runner_id, [held])
+                rounds = working.worker._rounds
+                await soon(lambda: working.worker._rounds > rounds + 1)
+                assert working.jobs == {silent}
+                await soon(lambda: working.jobs == {silent, held})  # now it is one
+        finally:
+            holder.close()
