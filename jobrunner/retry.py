@@ -2,6 +2,15 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from jobrunner.errors import DatabaseError
+from jobrunner.logs import get_logger
+
+log = get_logger(__name__)
+
+_T = TypeVar("_T")
 
 
 class Retry:
@@ -22,3 +31,18 @@ class Retry:
     async def pause(self, at_least_s: float | None = None) -> None:
         """Wait before the next try, and no less than the other side asked for."""
         await asyncio.sleep(max(self.next_s(), at_least_s or 0.0))
+
+
+async def until_taken(write: Callable[[], Awaitable[_T]], what: str, most_s: float) -> _T:
+    """Try a write again and again until the database has taken it; that it does not is said once.
+
+    `most_s`: seconds between two tries at most. Only for what changes nothing when it comes late, or twice.
+    """
+    retry = Retry(most_s=most_s)
+    while True:
+        try:
+            return await write()
+        except DatabaseError as error:
+            if retry.count == 0:
+                log.warning("the database does not take it yet", what=what, error=error)
+        await retry.pause()

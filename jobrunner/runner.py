@@ -23,7 +23,7 @@ from jobrunner.models.own_run import call_back, has_callback, has_on_kill
 from jobrunner.outcome import Verdict, write_end
 from jobrunner.owned import START_TIMEOUT, OwnedJob, OwnedRow, OwnProcess, Shown
 from jobrunner.resubmission import resubmit, shall_be_resubmitted
-from jobrunner.retry import Retry
+from jobrunner.retry import Retry, until_taken
 from jobrunner.statements import Claim, Owner
 from jobrunner.states import JobState
 from jobrunner.submission import submit
@@ -329,14 +329,8 @@ class Runner:
 
         Every statement here is fenced, so that one which comes late, or twice, changes nothing.
         """
-        retry = Retry(most_s=self.database.settings.heartrate)
-        while True:
-            try:
-                return await self.call(write, *args, **kwargs)
-            except DatabaseError as error:
-                if retry.count == 0:
-                    log.warning("the database does not take it yet", what=write.__name__, error=error)
-            await retry.pause()
+        most_s = self.database.settings.heartrate
+        return await until_taken(lambda: self.call(write, *args, **kwargs), write.__name__, most_s)
 
     def spawn(
         self, work: Coroutine[Any, Any, None], owned: OwnedJob | None = None, *, is_step: bool = False

@@ -15,7 +15,7 @@ from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseError, JobrunnerError
 from jobrunner.executors.children import Children
 from jobrunner.logs import get_logger
-from jobrunner.retry import Retry
+from jobrunner.retry import until_taken
 from jobrunner.settings import configure, configured
 from jobrunner.statements import Claim, Sighting
 from jobrunner.states import JobState
@@ -84,14 +84,8 @@ async def _run_one(database: Database, order: CodeOrder) -> str | None:
             with database.write() as connection:
                 return write(connection, *args)
 
-        retry = Retry(most_s=database.settings.heartrate)
-        while True:
-            try:
-                return await asyncio.to_thread(once)
-            except DatabaseError as error:
-                if retry.count == 0:
-                    log.warning("the database does not take it yet", what=write.__name__, error=error)
-            await retry.pause()
+        most_s = database.settings.heartrate
+        return await until_taken(lambda: asyncio.to_thread(once), write.__name__, most_s)
 
     children = Children(database, EXECUTOR, persist, order.sender.imports)
     await children.start(order.job_id, order.orphan)
