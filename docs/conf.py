@@ -4,7 +4,8 @@ from importlib.metadata import version as installed_version
 
 # All job types are mapped before autodoc looks at the first one: what it then sets on a mapped class
 # would let SQLAlchemy take the next subclass for a table of its own.
-import jobrunner.testing.conformance  # noqa: F401
+import jobrunner.testing.conformance
+import jobrunner.worker  # noqa: F401
 
 project = "jobrunner"
 author = "The jobrunner authors"
