@@ -4,7 +4,6 @@ import asyncio
 import datetime as dt
 import json
 import subprocess
-import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -185,6 +184,17 @@ def lines_of(process: "subprocess.Popen[str]", count: int) -> Sequence[str]:
     return [process.stdout.readline().rstrip("\n") for _ in range(count)]
 
 
+def words_until(process: "subprocess.Popen[str]", part: str) -> str:
+    """Return the words that were said until these came."""
+    assert process.stderr is not None
+    said = ""
+    while part not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said
+
+
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     out, words = process.communicate(timeout=60)
     assert "Traceback" not in words
@@ -194,7 +204,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 def test_all_attempts_are_followed_to_the_end(aws: CommandLine, batch: BatchStub) -> None:
     job_id, batch_id = begun(aws, batch, "--attempts", "2")
     process = aws.begin("logs", job_id, "--follow")
-    time.sleep(2)  # so that it has said that there is nothing yet
+    said = words_until(process, "no output yet: it is SUBMITTED")
     batch.run(batch_id)
     batch.write_log(batch_id, ["one", "two"])
     assert lines_of(process, 2) == ["one", "two"]
@@ -207,7 +217,7 @@ def test_all_attempts_are_followed_to_the_end(aws: CommandLine, batch: BatchStub
     batch.write_log(batch_id, ["late"])
     code, out, words = ended(process)
     assert (code, out) == (0, "late\n")
-    assert words.count("no output yet: it is SUBMITTED") == 1
+    assert (said + words).count("no output yet: it is SUBMITTED") == 1
     assert words.count("-- attempt 2 --") == 1
     again = aws("logs", job_id)
     assert (again.code, again.out) == (0, "one\ntwo\nthree\nlate\n")
