@@ -10,7 +10,7 @@ from jobrunner.database import Database, get_database
 from jobrunner.settings import configure
 from jobrunner.states import JobState
 from tests.helpers import row_of, until
-from tests.runner.support import Monitor, Monitors, monitors
+from tests.runner.support import Monitor, Monitors
 from tests.stubs.airbyte_server import CONNECTION, AirbyteStub, serving
 
 
@@ -30,24 +30,6 @@ def _driver_of_airbyte(monkeypatch: pytest.MonkeyPatch) -> None:
 def database(database_url: str) -> Database:
     configure(database_url=database_url)
     return get_database()
-
-
-@pytest.fixture
-def start(database_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(database_url, tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def start_on_sqlite(sqlite_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(sqlite_url, tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def start_on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(postgres_url, tmp_path / "data") as started:
-        yield started
 
 
 def begin(start: Monitors, stub: AirbyteStub, **order: object) -> Monitor:

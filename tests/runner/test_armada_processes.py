@@ -10,7 +10,7 @@ from jobrunner.database import Database
 from jobrunner.states import JobState
 from tests.helpers import row_of, until
 from tests.runner import support
-from tests.runner.support import Monitor, Monitors, monitors
+from tests.runner.support import Monitor, Monitors
 from tests.stubs.armada_server import ArmadaStub, serving
 
 
@@ -23,24 +23,6 @@ def armada() -> Iterator[ArmadaStub]:
 @pytest.fixture(autouse=True)
 def _driver_of_armada(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "DRIVER", Path(__file__).with_name("armada_driver.py"))
-
-
-@pytest.fixture
-def start(database_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(database_url, tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def start_on_sqlite(sqlite_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(sqlite_url, tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def start_on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(postgres_url, tmp_path / "data") as started:
-        yield started
 
 
 def take_over(start: Monitors, armada: ArmadaStub) -> None:

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from jobrunner.database import Database
 from jobrunner.states import JobState
 from tests.helpers import row_of, until
 from tests.runner.batch_jobs import LISTING_LAG_S, SIGNATURE_LIFETIME_S
-from tests.runner.support import Monitor, Monitors, monitors
+from tests.runner.support import Monitor, Monitors
 from tests.stubs.batch_server import BatchStub, serving
 
 
@@ -23,18 +22,6 @@ def stub(aws: None) -> Iterator[BatchStub]:
         runs_for_s=0.2,
     ) as served:
         yield served
-
-
-@pytest.fixture
-def start_on_sqlite(sqlite_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(sqlite_url, tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def start_on_postgres(postgres_url: str, tmp_path: Path) -> Iterator[Monitors]:
-    with monitors(postgres_url, tmp_path / "data") as started:
-        yield started
 
 
 def check_one_job(database: Database, stub: BatchStub) -> None:
