@@ -212,7 +212,7 @@ def _postgres_engine(url: URL, settings: Settings) -> Engine:
     arguments: dict[str, Any] = {
         "connect_timeout": max(2, round(settings.connect_timeout_s)),
         "prepare_threshold": settings.prepare_threshold,
-        "application_name": "jobrunner",
+        "fallback_application_name": "jobrunner",  # one in the URL, or PGAPPNAME, is heeded
         # The kernel gives up on a peer that vanished without a word.
         "keepalives_idle": 10,
         "keepalives_interval": 5,

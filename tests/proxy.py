@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL's unix socket that can fall silent, cut, or refuse."""
+"""Proxies before PostgreSQL's unix socket that can fall silent, cut, or refuse."""
 
 import selectors
 import socket
@@ -6,19 +6,25 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _SOCKET_NAME = ".s.PGSQL.5432"
+_SEND_S = 5.0  # to one that reads no more: it is cut off then
 
 
-class Proxy:
-    """Listens as a PostgreSQL in a directory of its own and passes on what it hears."""
+class TcpProxy:
+    """Listens on a port and passes on what it hears to the server in `server_socket_dir`."""
 
-    def __init__(self, server_socket_dir: str) -> None:
+    def __init__(self, server_socket_dir: str, host: str = "127.0.0.1") -> None:
+        self._start(server_socket_dir, socket.create_server((host, 0), backlog=50))
+        self.host, self.port = host, self._listener.getsockname()[1]
+
+    def url(self, database: str) -> str:
+        """Return the URL of a database behind it."""
+        return f"postgresql://postgres@{self.host}:{self.port}/{database}"
+
+    def _start(self, server_socket_dir: str, listener: socket.socket) -> None:
         self._server = str(Path(server_socket_dir) / _SOCKET_NAME)
-        self._directory = tempfile.TemporaryDirectory(prefix="proxy")  # short: a socket's path is limited
-        self.socket_dir = self._directory.name
         self.is_silent = False
         self.is_refusing = False
         self.turns = 0
@@ -27,9 +33,7 @@ class Proxy:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()
         self._closing = False
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(Path(self.socket_dir) / _SOCKET_NAME))
-        self._listener.listen(50)
+        self._listener = listener
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._thread = threading.Thread(target=self._pass_on, name="proxy", daemon=True)
         self._thread.start()
@@ -37,15 +41,12 @@ class Proxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closing = True
         self._thread.join()
         self.cut()
         self._selector.close()
         self._listener.close()
-        self._directory.cleanup()
 
     def cut(self) -> None:
         """End every connection."""
@@ -72,6 +73,8 @@ class Proxy:
             client.close()
             return
         server = socket.socket(socket.AF_UNIX)
+        for end in (client, server):
+            end.settimeout(_SEND_S)
         try:
             server.connect(self._server)
         except OSError:
@@ -101,3 +104,19 @@ class Proxy:
                 with suppress(KeyError, ValueError):
                     self._selector.unregister(each)
                 each.close()
+
+
+class Proxy(TcpProxy):
+    """Listens as a PostgreSQL on a unix socket in a directory of its own."""
+
+    def __init__(self, server_socket_dir: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="proxy")  # short: a socket's path is limited
+        self.socket_dir = self._directory.name
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(Path(self.socket_dir) / _SOCKET_NAME))
+        listener.listen(50)
+        self._start(server_socket_dir, listener)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._directory.cleanup()

@@ -142,6 +142,16 @@ def test_postgresql_is_told_all_its_timeouts(postgres_url: str) -> None:
     assert setting(database, "application_name") == "jobrunner"
 
 
+def test_an_application_name_of_ones_own_is_heeded(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(database_url=f"{postgres_url}&application_name=etl")
+    assert setting(get_database(), "application_name") == "etl"
+    configure(database_url=postgres_url)
+    monkeypatch.setenv("PGAPPNAME", "nightly")
+    assert setting(get_database(), "application_name") == "nightly"
+
+
 def test_claims_and_outcomes_wait_for_the_disk_and_beats_do_not(postgres_database: Database) -> None:
     assert setting(postgres_database, "synchronous_commit") == "on"
     assert setting(postgres_database, "synchronous_commit", held=True) == "off"
