@@ -5,6 +5,7 @@ ordinary records of the logger `jobrunner`, as `event text key=value`.
 """
 
 import logging
+import time
 from collections.abc import MutableMapping
 from functools import cache
 from typing import Any
@@ -36,6 +37,19 @@ class Logger:
 def get_logger(name: str) -> Logger:
     """Return the logger of a module."""
     return Logger(name)
+
+
+def log_as_lines() -> None:
+    """Show what jobrunner logs, from info on, a line each with its time: what a service leaves behind."""
+    logger = logging.getLogger("jobrunner")
+    if logger.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 @cache

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,19 +83,6 @@ def log_as_words() -> None:
     logger = logging.getLogger("jobrunner")
     if not logger.hasHandlers():
         logger.addHandler(_Words(logging.WARNING))
-
-
-def log_as_lines() -> None:
-    """Show what jobrunner logs, from info on, a line each with its time: what a service leaves behind."""
-    logger = logging.getLogger("jobrunner")
-    if logger.hasHandlers():
-        return
-    handler = logging.StreamHandler()
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 def is_terminal(stream: Any) -> bool:

@@ -102,9 +102,10 @@ def worker(
     """
     from jobrunner import registry
     from jobrunner.cli.exits import ExitCode, code_of
-    from jobrunner.cli.output import log_as_lines, say, say_json, word
+    from jobrunner.cli.output import say, say_json, word
     from jobrunner.cli.start_own import find_modules_here
     from jobrunner.errors import JobEndedBadly
+    from jobrunner.logs import log_as_lines
     from jobrunner.worker import WorkerJob
     from jobrunner.worker.collector import calm
 

@@ -8,18 +8,23 @@ import datetime as dt
 import json
 import signal
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
+from sqlalchemy import Connection, RowMapping
+
 from jobrunner import registry, statements
-from jobrunner.database import get_database
-from jobrunner.errors import JobrunnerError, UsageError
-from jobrunner.logs import get_logger
+from jobrunner.clock import monotonic_s
+from jobrunner.database import Database, get_database
+from jobrunner.errors import DatabaseUnavailable, JobrunnerError, UsageError
+from jobrunner.logs import get_logger, log_as_lines
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.base_job import object_of
 from jobrunner.models.own_run import OwnRun, run_claimed
 from jobrunner.models.rows import refresh
+from jobrunner.retry import Retry
 from jobrunner.settings import configure
 from jobrunner.statements import Claim, Owner, Sighting, new_owner
 from jobrunner.states import JobState
@@ -28,8 +33,12 @@ log = get_logger(__name__)
 
 NOT_OURS = 75
 """The exit code of a child whose claim failed: somebody else has the job."""
+NOT_BEGUN = 76
+"""The exit code of one that could not be told whether it has the job: none of its code has run."""
 ENDED = 0
 """The exit code of one that wrote its job's outcome, whatever it was."""
+CLAIM_WITHIN_S = 60.0
+"""Seconds for which a child tries to claim its job while the database is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +75,18 @@ class Order:
 
 def main() -> int:
     """Run the job of the order; return the exit code."""
+    log_as_lines()
     order = Order.from_line(sys.stdin.buffer.readline())
-    if order.settings:
-        configure(**order.settings)
-    database = get_database()
-    owner = replace(new_owner(order.executor_class), runner_id=order.runner_id)
-    seen = order.sighting()
-    with database.write() as connection:
-        claim = _claim(connection, order, owner, seen)
-        row = statements.get_or_none(connection, order.job_id)
-    if claim is None or row is None:
+    try:
+        if order.settings:
+            configure(**order.settings)
+        claimed = _claimed(order)
+    except JobrunnerError as error:
+        log.error("the job cannot be claimed", job=order.job_id, error=error)
+        return NOT_BEGUN
+    if claimed is None:
         return NOT_OURS
+    database, claim, row = claimed
     try:
         job = _made(row, order.imports)
     except Exception as error:  # whatever the import of somebody's module raises
@@ -98,7 +108,34 @@ def main() -> int:
     return ENDED
 
 
-def _claim(connection: Any, order: Order, owner: Owner, seen: Sighting | None) -> Claim | None:
+def _claimed(order: Order) -> tuple[Database, Claim, RowMapping] | None:
+    """Claim the job, also when the database is away for a moment; None: somebody else has it.
+
+    Raises `JobrunnerError`, after `CLAIM_WITHIN_S` where the database stays away.
+    """
+    owner = replace(new_owner(order.executor_class), runner_id=order.runner_id)
+    retry, until_s = Retry(most_s=2.0), monotonic_s() + CLAIM_WITHIN_S
+    while True:
+        try:
+            database = get_database()
+            with database.write() as connection:
+                _claim(connection, order, owner)
+                row = statements.get_or_none(connection, order.job_id)
+        except DatabaseUnavailable as error:
+            if monotonic_s() >= until_s:
+                raise
+            if retry.count == 0:
+                log.warning("the job cannot be claimed yet", job=order.job_id, error=error)
+            time.sleep(retry.next_s())
+            continue
+        # By the row: a claim may have been taken of which no answer came.
+        if row is None or row["runner_id"] != owner.runner_id or row["state"] is not JobState.RUNNING:
+            return None
+        return database, Claim(order.job_id, owner.runner_id, row["claims"]), row
+
+
+def _claim(connection: Connection, order: Order, owner: Owner) -> Claim | None:
+    seen = order.sighting()
     if seen is None:
         return statements.claim_queued(connection, order.job_id, owner)
     return statements.adopt(connection, seen, owner)

@@ -22,7 +22,7 @@ from sqlalchemy import RowMapping
 from jobrunner import statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
-from jobrunner.executors.child import ENDED, NOT_OURS, Order
+from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
 from jobrunner.executors.resting import Resting
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import kill_message
@@ -196,10 +196,15 @@ class Children:
         row = await self._persist(statements.get_or_none, child.job_id)
         if row is None or row["runner_id"] != child.runner_id:
             return row is None or code == ENDED
+        claim = Claim(child.job_id, child.runner_id, row["claims"])
+        if code == NOT_BEGUN:
+            await self._persist(
+                statements.release, claim, "released: the database went away as it was claimed"
+            )
+            return False
         self._resting.forget(child.job_id)
         if row["state"] is not JobState.RUNNING:
             return True
-        claim = Claim(child.job_id, child.runner_id, row["claims"])
         state, message = child.why or (JobState.FAILED, _words_of(code))
         if await self._persist(statements.end, claim, state, message):
             log.warning("a child ended without a word", job=child.job_id, state=state, why=_words_of(code))

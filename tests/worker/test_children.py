@@ -1,18 +1,29 @@
 """Jobs that run their own code, in child processes of a worker: no job can hang or crash it."""
 
+import dataclasses
 import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
+from jobrunner import statements
 from jobrunner.database import Database
-from jobrunner.errors import UsageError
-from jobrunner.executors import children
+from jobrunner.errors import DatabaseUnavailable, UsageError
+from jobrunner.executors import child, children
 from jobrunner.models import BaseJob
+from jobrunner.statements import new_owner
 from jobrunner.states import JobState
 from tests.helpers import a_running_job, events_of, plain_sql, row_of
+from tests.postgres import Postgres
+from tests.proxy import Proxy
 from tests.runner.support import in_loop, soon
 from tests.worker import own_jobs
 from tests.worker.workers import Working, a_worker, until_state
@@ -111,6 +122,82 @@ async def test_a_job_whose_class_cannot_be_loaded_is_failed_with_the_reason(
         "it cannot be loaded here: The module 'nowhere' for 'nowhere.to_be:Found' cannot be found."
     )
     assert "There is no class for the job type 'of.a.Newer.Version'" in row_of(database, nobody)["message"]
+
+
+def an_order(database: Database, job_id: int) -> child.Order:
+    settings = {"database_url": database.settings.database_url}
+    return child.Order(job_id, str(uuid.uuid4()), "LocalExecutor", settings)
+
+
+def test_a_child_waits_for_a_database_that_is_away_and_says_so_once(
+    postgres: Postgres, postgres_database: Database, notes: Path
+) -> None:
+    job_id = store(own_jobs.Good, notes)
+    with Proxy(postgres.socket_dir) as proxy:
+        proxy.is_refusing = True
+        order = an_order(postgres_database, job_id)
+        order.settings["database_url"] = postgres.url(
+            make_url(order.settings["database_url"]).database or "", proxy.socket_dir
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobrunner.executors.child"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(order.to_line())
+        process.stdin.flush()
+        said_first = process.stderr.readline().decode()
+        assert "the job cannot be claimed yet" in said_first
+        proxy.is_refusing = False
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == child.ENDED
+    assert rest.decode() == ""
+    assert row_of(postgres_database, job_id)["state"] is JobState.SUCCESS
+
+
+def test_a_claim_of_which_no_answer_came_is_the_childs_all_the_same(
+    database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = store(own_jobs.Good, notes)
+    real, answers_lost = Database.write, [True]
+
+    @contextmanager
+    def write(self: Database) -> Iterator[Any]:
+        with real(self) as connection:
+            yield connection
+        if answers_lost:
+            answers_lost.clear()
+            raise DatabaseUnavailable("the connection was cut before the answer")
+
+    monkeypatch.setattr(Database, "write", write)
+    claimed = child._claimed(an_order(database, job_id))
+    assert claimed is not None
+    assert claimed[1].claims == row_of(database, job_id)["claims"] == 1
+    assert child._claimed(an_order(database, job_id)) is None  # it is nobody else's
+
+
+@in_loop
+async def test_a_child_that_could_not_be_told_of_its_claim_gives_the_job_back(
+    database: Database, database_url: str, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = store(own_jobs.Good, notes)
+    real = children._begun
+
+    def begun(order: child.Order) -> "subprocess.Popen[bytes]":
+        monkeypatch.setattr(children, "_begun", real)
+        with database.write() as connection:
+            owner = dataclasses.replace(new_owner("LocalExecutor"), runner_id=order.runner_id)
+            statements.claim_queued(connection, order.job_id, owner)
+        return subprocess.Popen(["sh", "-c", f"exit {child.NOT_BEGUN}"])
+
+    monkeypatch.setattr(children, "_begun", begun)
+    async with a_worker(database):
+        await until_state(database, JobState.SUCCESS, job_id)
+    assert said(notes) == ["ran"]
+    assert row_of(database, job_id)["claims"] == 2
+    assert ("running", "queued") in events_of(database_url, job_id)
 
 
 @in_loop
