@@ -3,16 +3,19 @@
 import datetime as dt
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
 from jobrunner.clock import utcnow
 from jobrunner.database import Database
 from jobrunner.errors import (
+    DatabaseUnavailable,
     JobFailed,
     JobKilled,
     JobLost,
@@ -240,6 +243,27 @@ def test_a_stored_job_can_be_run_later(database: Database, database_url: str) ->
         ("queued", "running"),
         ("running", "success"),
     ]
+
+
+def test_what_could_not_be_committed_is_not_stored_and_may_be_stored_again(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Database.write
+
+    @contextmanager
+    def disk_full(self: Database) -> Iterator[Connection]:
+        with real(self) as connection:
+            yield connection
+            raise DatabaseUnavailable("database or disk is full")
+
+    job = OtherJob()
+    monkeypatch.setattr(Database, "write", disk_full)
+    with pytest.raises(DatabaseUnavailable):
+        job.store()
+    monkeypatch.undo()
+    other = OtherJob().store()
+    assert job.store().id != other.id
+    assert row_of(sqlite_database, job.id)["state"] is JobState.QUEUED
 
 
 def test_storing_twice_stores_once(database: Database, database_url: str) -> None:

@@ -272,7 +272,8 @@ class BaseJob(Base):
         """Insert the job as `queued`, to be run later, and return it. Raises `DatabaseError`."""
         if not is_stored(self):
             with writing(session) as connection:
-                refresh(self, store(connection, self, None))
+                row = store(connection, self, None)
+            refresh(self, row)  # not before the commit: what failed may be stored again
         return self
 
     def request_kill(
