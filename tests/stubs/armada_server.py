@@ -100,8 +100,8 @@ class ArmadaStub:
         self._events: dict[tuple[str, str], list[Any]] = {}
         self._deaf_before = 0
         self._streams = 0
-        self._lock = threading.RLock()
-        self._news = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        self._news = threading.Condition(self.lock)
         self._stopped = threading.Event()
         self._credentials = credentials
         self._server: grpc.Server | None = None
@@ -158,33 +158,33 @@ class ArmadaStub:
 
         `performed`: it is done all the same. `hangs_s`: it takes that long. Without a code it is answered.
         """
-        with self._lock:
+        with self.lock:
             left = float("inf") if times is None else times
             self._faults.append(_Fault(method, code, details, left, performed, hangs_s))
 
     def clear_faults(self) -> None:
-        with self._lock:
+        with self.lock:
             self._faults.clear()
 
     def forget_calls(self) -> None:
-        with self._lock:
+        with self.lock:
             self.calls.clear()
 
     def calls_per_method(self) -> dict[str, int]:
-        with self._lock:
+        with self.lock:
             return dict(Counter(call.method for call in self.calls))
 
     def external_ids(self) -> list[str]:
-        with self._lock:
+        with self.lock:
             return [job.key.join() for job in self.jobs.values()]
 
     def job(self, external_id: str) -> Job:
-        with self._lock:
+        with self.lock:
             return self.jobs[JobKey.split(external_id).job_id]
 
     def move(self, external_id: str, state: int, error: str = "", *, tells: bool = True) -> None:
         """Bring a job into a state. `tells`: its job set's event stream says so."""
-        with self._lock:
+        with self.lock:
             job = self.job(external_id)
             job.state, job.error = state, error
             if state in {State.LEASED, State.PENDING, State.RUNNING}:
@@ -198,6 +198,11 @@ class ArmadaStub:
         for external_id in self.external_ids()[::every]:
             self.move(external_id, state, error, tells=False)
 
+    def is_over(self, external_id: str) -> bool:
+        """Whether a job has ended."""
+        with self.lock:
+            return self._state_of(self.job(external_id)) in TERMINAL
+
     def run(self, external_id: str) -> None:
         self.move(external_id, State.RUNNING)
 
@@ -208,17 +213,17 @@ class ArmadaStub:
         self.move(external_id, State.FAILED, error)
 
     def forget(self, external_id: str) -> None:
-        with self._lock:
+        with self.lock:
             del self.jobs[JobKey.split(external_id).job_id]
 
     def silence_streams(self) -> None:
         """Let the streams that are open say nothing more, and stay open."""
-        with self._lock:
+        with self.lock:
             self._deaf_before = self._streams
 
     def seed(self, queue: str, job_set: str, count: int = 1) -> list[str]:
         """Make jobs as somebody else does, and return their external ids."""
-        with self._lock:
+        with self.lock:
             return [
                 self._make(queue, job_set, submit_pb2.JobSubmitRequestItem()).key.join() for _ in range(count)
             ]
@@ -272,7 +277,7 @@ class ArmadaStub:
         left_s = context.time_remaining()
         if self.delay_s:
             self._stopped.wait(self.delay_s)
-        with self._lock:
+        with self.lock:
             deadline_s = left_s if left_s is not None and left_s < 1e6 else None
             self.calls.append(Call(method, authorization, ids, request, deadline_s))
             fault = next(
@@ -290,7 +295,7 @@ class ArmadaStub:
             self._stopped.wait(fault.hangs_s)
         if fault.code is not None:
             context.abort(fault.code, fault.details)
-        with self._lock:
+        with self.lock:
             return answer()
 
     def submit(self, request: Any, context: Any) -> Any:
@@ -391,7 +396,7 @@ class ArmadaStub:
         return job_pb2.JobDetailsResponse(job_details=found)
 
     def stream(self, request: Any, context: Any) -> Iterator[Any]:
-        with self._lock:
+        with self.lock:
             self._streams += 1
             number = self._streams
         start = tuple(int(part) for part in request.from_message_id.split(":") if part)

@@ -2,25 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 
 from jobrunner.backends.airbyte.trouble import CLOUD_URL, SELF_HOSTED_PATH, is_cloud, is_sendable
-from jobrunner.errors import SettingsError
+from jobrunner.backends.connection import CheckedConnection
 from jobrunner.redaction import mask_url
-from jobrunner.settings import ConnectionSettings
 
 _AT_ONCE_SELF_HOSTED = 3  # such a server has 5 threads for the public API, and other clients
 _AT_ONCE_CLOUD = 8
@@ -78,7 +68,7 @@ _Secret = Annotated[SecretStr, BeforeValidator(_as_text)]
 _Token = Annotated[SecretStr, BeforeValidator(_as_token)]
 
 
-class AirbyteConnection(BaseModel):
+class AirbyteConnection(CheckedConnection):
     """What a connection of kind `airbyte` may say; without a `url` it is Airbyte Cloud.
 
     One way to be let in, or none: `client_id` with `client_secret`, `token` (a bearer that lasts), or
@@ -87,8 +77,6 @@ class AirbyteConnection(BaseModel):
     `config_api_url`: where `/api/v1` is, for the reasons of failures; empty: they are not asked for.
     `ui_url`: where people see the jobs. `ca_file`: the authorities to trust, in PEM.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: _Url = CLOUD_URL
     client_id: Annotated[str, BeforeValidator(_as_text), Field(min_length=1)] | None = None
@@ -101,15 +89,6 @@ class AirbyteConnection(BaseModel):
     config_api_url: _UrlOrNothing | None = None
     ui_url: _Url | None = None
     ca_file: Path | None = None
-
-    @classmethod
-    def of(cls, settings: ConnectionSettings) -> Self:
-        """Check a connection's settings. Raises `SettingsError` with one sentence."""
-        try:
-            return cls.model_validate(settings.options)
-        except ValidationError as error:
-            wrong = "; ".join(_told(item) for item in error.errors())
-            raise SettingsError(f"A connection of kind airbyte is wrong: {wrong}.") from None
 
     @model_validator(mode="after")
     def _lets_in_one_way(self) -> Self:
@@ -153,12 +132,3 @@ class AirbyteConnection(BaseModel):
     def _root(self) -> str | None:
         ours = not self.is_cloud and self.url.endswith(SELF_HOSTED_PATH)
         return self.url.removesuffix(SELF_HOSTED_PATH) if ours else None
-
-
-def _told(item: Any) -> str:
-    key = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"there is no {key!r} (known: {', '.join(AirbyteConnection.model_fields)})"
-    if item["type"] == "value_error":
-        return " ".join(filter(None, (repr(key) if key else "", str(item["ctx"]["error"]))))
-    return f"{key!r}: {item['msg']}"

@@ -8,19 +8,10 @@ from string import Formatter
 from typing import Annotated, Any, Self
 from urllib.parse import quote
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from jobrunner.backends.armada.ids import JobKey
-from jobrunner.errors import SettingsError
-from jobrunner.settings import ConnectionSettings
+from jobrunner.backends.connection import CheckedConnection
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+):(?P<port>\d{1,5})")
 _LARGEST_PORT = 65535
@@ -29,7 +20,7 @@ _LINK_FIELDS = frozenset({"queue", "job_set", "job_id"})
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
 
-class ArmadaConnection(BaseModel):
+class ArmadaConnection(CheckedConnection):
     """The settings of one connection to Armada. Only `url` has to be there.
 
     `url`: HOST:PORT of the server's gRPC port. `tls`: without it, TLS is used unless the host is this
@@ -39,8 +30,6 @@ class ArmadaConnection(BaseModel):
     `binoculars_url`: HOST:PORT, and may hold {cluster}. `events`: whether job sets' event streams are
     listened to. `call_timeout_s` bounds one call, in seconds.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str
     tls: bool | None = None
@@ -56,15 +45,6 @@ class ArmadaConnection(BaseModel):
     binoculars_url: str | None = None
     events: bool = False
     call_timeout_s: Seconds = 20.0
-
-    @classmethod
-    def of(cls, settings: ConnectionSettings) -> Self:
-        """Check a connection's settings. Raises `SettingsError` with one sentence."""
-        try:
-            return cls.model_validate(settings.options)
-        except ValidationError as error:
-            wrong = "; ".join(_told(item) for item in error.errors())
-            raise SettingsError(f"A connection of kind {settings.kind} is wrong: {wrong}.") from None
 
     @field_validator("url")
     @classmethod
@@ -145,6 +125,15 @@ class ArmadaConnection(BaseModel):
             **{name: quote(part, safe="") for name, part in key._asdict().items()}
         )
 
+    @classmethod
+    def _told(cls, item: Mapping[str, Any]) -> str:
+        key = ".".join(map(str, item["loc"]))
+        if item["type"] == "missing":
+            return f"{key!r} is missing: give the server's address, such as armada.example:50051"
+        if item["type"] == "string_pattern_mismatch":
+            return f"{key!r} must begin with http:// or https://"
+        return super()._told(item)
+
 
 def _checked_address(value: str, example: str) -> str:
     found = _ADDRESS.fullmatch(value)
@@ -162,21 +151,3 @@ def _is_this_host(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _told(item: Mapping[str, Any]) -> str:
-    key = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"there is no {key!r} (known: {', '.join(ArmadaConnection.model_fields)})"
-    if item["type"] == "missing":
-        return f"{key!r} is missing: give the server's address, such as armada.example:50051"
-    if item["type"] == "string_pattern_mismatch":
-        return f"{key!r} must begin with http:// or https://"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return (
-        f"{key!r} {message}"
-        if key and item["type"] == "value_error"
-        else f"{key!r}: {message}"
-        if key
-        else message
-    )

@@ -4,18 +4,19 @@ import asyncio
 import contextvars
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from jobrunner.backends.base import ensure_in_time
 from jobrunner.backends.batch.limiter import Limiter
 from jobrunner.backends.batch.threads import in_daemon_thread
 from jobrunner.backends.batch.trouble import AwsError, Call, Kind, NotAws, trouble_of
+from jobrunner.backends.connection import CheckedConnection
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError, SettingsError
 from jobrunner.extras import require
@@ -38,15 +39,13 @@ _KEPT = frozenset({Kind.CREDENTIALS, Kind.EXPIRED, Kind.MISSING, Kind.SETTINGS, 
 _CREDENTIAL_KEYS = ("access_key", "access_key_id", "session_token", "aws_access_key_id", "aws_session_token")
 
 
-class BatchConnection(BaseModel):
+class BatchConnection(CheckedConnection):
     """What a connection of kind `batch` may say; without any of it, boto3's own chain decides.
 
     `region`, `profile`; `role_arn` to assume, with `external_id` where the role asks for it.
     `endpoint_url` serves every call of the connection. `calls_per_s` bounds them all together.
     `events_queue_url`: an SQS queue fed by EventBridge. `log_group`: for jobs whose own is not told.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     region: str | None = None
     profile: str | None = None
@@ -66,21 +65,15 @@ class BatchConnection(BaseModel):
                     f"A connection of kind batch holds no credentials, and {key!r} looks like one: boto3 "
                     "finds them by itself (environment, profile, role)."
                 )
-        try:
-            return cls.model_validate(settings.options)
-        except ValidationError as error:
-            wrong = "; ".join(_told(item) for item in error.errors())
-            raise SettingsError(f"A connection of kind batch is wrong: {wrong}.") from None
+        return super().of(settings)
 
-
-def _told(item: Any) -> str:
-    key = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"there is no {key!r} (known: {', '.join(BatchConnection.model_fields)})"
-    if item["type"] == "string_pattern_mismatch":
+    @classmethod
+    def _told(cls, item: Mapping[str, Any]) -> str:
+        if item["type"] != "string_pattern_mismatch":
+            return super()._told(item)
+        key = ".".join(map(str, item["loc"]))
         form = "http:// or https://" if key.endswith("_url") else "arn:aws:iam::123456789012:role/NAME"
         return f"{key!r} must be of the form {form}"
-    return f"{key!r}: {item['msg']}"
 
 
 class Aws:
