@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from tests.stubs.batch_server import BatchStub, serving
@@ -118,6 +120,16 @@ def jobrunner(tmp_path: Path) -> Iterator[CommandLine]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def no_child_left(tmp_path: Path) -> Iterator[None]:
+    """End the children that were left to themselves, and the commands of jobs."""
+    yield
+    for process in psutil.process_iter(["cwd"]):
+        if (process.info["cwd"] or "").startswith(str(tmp_path / "here")):
+            with suppress(psutil.Error):
+                process.kill()
 
 
 @pytest.fixture

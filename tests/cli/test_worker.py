@@ -3,74 +3,18 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.cli.conftest import CommandLine
+from tests.cli.worker_process import WorkerProcess, until
 
-
-class WorkerProcess:
-    """A worker in a process of its own; what it says goes to files: its children write there, too."""
-
-    def __init__(self, jobrunner: CommandLine, *options: str, **environment: str) -> None:
-        self._out, self._words = (
-            jobrunner.directory / f"worker {len(jobrunner.started)}.{name}" for name in ("out", "words")
-        )
-        with self._out.open("w") as out, self._words.open("w") as words:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobrunner.cli.main", "worker", *options],
-                cwd=jobrunner.directory,
-                env=jobrunner.environment | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=words,
-            )
-        jobrunner.started.append(self.process)  # type: ignore[arg-type]  # it is only killed and waited for
-        until(lambda: self.out.endswith("\n") or self.process.poll() is not None)
-
-    @property
-    def out(self) -> str:
-        return self._out.read_text()
-
-    @property
-    def job_id(self) -> str:
-        return self.out.splitlines()[0].removeprefix("job ")
-
-    def send(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def ended(self) -> tuple[int, str]:
-        """Wait for its end; return its exit code, and its words."""
-        code = self.process.wait(60)
-        words = self._words.read_text()
-        assert "Traceback" not in words, words
-        return code, words
-
-
-@pytest.fixture(autouse=True)
-def _no_child_left(tmp_path: Path) -> Iterator[None]:
-    """End the children that were left to themselves, and the commands of jobs."""
-    yield
-    for process in psutil.process_iter(["cwd"]):
-        if (process.info["cwd"] or "").startswith(str(tmp_path / "here")):
-            with suppress(psutil.Error):
-                process.kill()
-
-
-def until(condition: Callable[[], object]) -> None:
-    end_s = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end_s, "it never came to be"
-        time.sleep(0.05)
+pytestmark = pytest.mark.usefixtures("no_child_left")
 
 
 # --- detached ---------------------------------------------------------------------------------------
