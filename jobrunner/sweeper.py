@@ -1,14 +1,15 @@
 """Finding orphans: a job counts as one only after standing still for a whole grace before our own eyes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, RowMapping
 
-from jobrunner import identity, statements
+from jobrunner import identity, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError, UsageError
@@ -69,6 +70,49 @@ class StandStill:
         self._counts.clear()
 
 
+class Lookout:
+    """Looks at one job, again and again, until it has ended, waits for a runner, or is an orphan.
+
+    A row that somebody holds locked restarts the count, as a look that failed does: its owner lives,
+    perhaps, and cannot beat. Both are logged when they begin.
+    """
+
+    def __init__(self, job_id: int, grace_multiplier: float) -> None:
+        self._job_id = job_id
+        self._count = StandStill(grace_multiplier)
+        self._is_failing = False
+        self._is_locked = False
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Within it look, and act on what is seen: a `DatabaseError` ends only this try."""
+        try:
+            yield
+        except DatabaseError as error:
+            self._count.restart()
+            if not self._is_failing:
+                log.warning("the job cannot be looked at", job=self._job_id, error=error)
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    def look(self, connection: Connection) -> tuple[RowMapping, Sighting | None]:
+        """Return the job's row, and its sighting if it is an orphan.
+
+        Raises `DatabaseError` and `JobNotFound`.
+        """
+        row = statements.get(connection, self._job_id)
+        is_running = row["state"] is JobState.RUNNING
+        is_locked = is_running and worklist.is_locked(connection, self._job_id)
+        if is_locked and not self._is_locked:
+            log.warning("the job's row is held locked: its owner may live, and cannot beat", job=self._job_id)
+        self._is_locked = is_locked
+        if is_locked:
+            self._count.restart()
+            return row, None
+        return row, self._count.look(row) if is_running else None
+
+
 def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
     """Refuse, before it is claimed, a job that this process cannot serve.
 
@@ -103,31 +147,28 @@ def lose_with_its_host(connection: Connection, row: RowMapping, orphan: Sighting
     return statements.lose(connection, orphan, identity.who(), why)
 
 
+def why_lost(row: RowMapping) -> str:
+    """Return the message of an orphan that nobody can adopt."""
+    if row["job_type"] == worklist.WORKER:
+        return f"its process on {row['hostname']} fell silent: others take its jobs over"
+    return f"its process on {row['hostname']} fell silent, and nobody can go on with its code"
+
+
 def see_off(database: Database, job_id: int) -> JobState:
     """Wait for the end of a job that runs its own code; end it as `lost` once it is an orphan.
 
     Nobody can go on with its code, and nobody outside can be asked what became of it.
     """
-    count = StandStill(database.settings.grace_multiplier)
-    failing = False
+    lookout = Lookout(job_id, database.settings.grace_multiplier)
     while True:
         look_s = LOOK_S
-        try:
-            with database.write() as connection:
-                row = statements.get(connection, job_id)
-                state = JobState(row["state"])
-                if state.is_terminal:
-                    return state
-                look_s = min(LOOK_S, row["heartrate"] / 4)
-                orphan = count.look(row) if state is JobState.RUNNING else None
-                if orphan is not None:
-                    why = f"its process on {row['hostname']} fell silent, and nobody can go on with its code"
-                    statements.lose(connection, orphan, identity.who(), why)
-                    continue
-            failing = False
-        except DatabaseError as error:
-            count.restart()
-            if not failing:
-                log.warning("the job cannot be looked at", job=job_id, error=error)
-            failing = True
+        with lookout.trying(), database.write() as connection:
+            row, orphan = lookout.look(connection)
+            state = JobState(row["state"])
+            if state.is_terminal:
+                return state
+            look_s = min(LOOK_S, row["heartrate"] / 4)
+            if orphan is not None:
+                statements.lose(connection, orphan, identity.who(), why_lost(row))
+                continue
         time.sleep(look_s)

@@ -5,9 +5,9 @@ These questions are asked again and again: while there is nothing, it is one sta
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, exists, func, literal, or_, select
 
 from jobrunner.resources import KEY
 from jobrunner.sqltypes import age_s, alive
@@ -100,9 +100,28 @@ def silent(conn: Connection, most: int) -> list[RowMapping]:
     )
     statement = select(*columns, age_s(job.c.latest_heartbeat).label("age_s"))
     statement = statement.where(_has_missed_a_beat()).order_by(job.c.id).limit(most)
-    if conn.dialect.name == "postgresql":
-        statement = statement.with_for_update(read=True, skip_locked=True)
-    return list(conn.execute(statement).mappings())
+    return list(conn.execute(_unless_locked(conn, statement)).mappings())
+
+
+def is_locked(conn: Connection, job_id: int) -> bool:
+    """Whether a running job has missed a beat, and is none of the `silent` as its row is held locked.
+
+    The row of a job that beats is not locked in order to ask: its next beat would pass over it.
+    """
+    if conn.dialect.name != "postgresql":
+        return False
+    job, _ = tables()
+    one = select(job.c.id).where(job.c.id == job_id)
+    if conn.execute(one.where(_has_missed_a_beat())).first() is None:
+        return False
+    return conn.execute(_unless_locked(conn, one)).first() is None
+
+
+def _unless_locked(conn: Connection, statement: Select[Any]) -> Select[Any]:
+    """Leave out the rows that somebody holds locked; SQLite has no locks of single rows."""
+    if conn.dialect.name != "postgresql":
+        return statement
+    return statement.with_for_update(read=True, skip_locked=True)
 
 
 def workers(conn: Connection, grace_multiplier: float) -> list[RowMapping]:

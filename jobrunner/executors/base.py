@@ -117,3 +117,8 @@ class WorkerExecutor(Protocol):
     def close(self) -> None:
         """Give up the way to them."""
         ...
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun, as in "1 job" and "1,204 jobs"."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

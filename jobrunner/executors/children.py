@@ -22,6 +22,7 @@ from sqlalchemy import RowMapping
 from jobrunner import statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
+from jobrunner.executors.base import counted
 from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
 from jobrunner.executors.resting import Resting
 from jobrunner.logs import get_logger
@@ -108,7 +109,8 @@ class Children:
 
     def message(self, jobs: int) -> str:
         """Return what the worker that watches so many jobs says of itself."""
-        return f"watching {jobs:,} jobs, running {len(self.by_job):,} processes"
+        running = counted(len(self.by_job), "process", "processes")
+        return f"watching {counted(jobs, 'job')}, running {running}"
 
     def detail(self) -> dict[str, Any]:
         """Return what the worker's row tells besides."""

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobrunner.errors import UsageError
+from jobrunner.executors.signals import ignored
 from jobrunner.extras import require
 
 LOCAL = "local"
@@ -35,15 +37,21 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self._distributed: Any = require("distributed", "dask", "A worker with --executor dask")
-        for name in ("distributed", "tornado", "asyncio"):  # what goes wrong there, we say in our own words
+        for name in (
+            "distributed",
+            "distributed.client",
+            "tornado",
+            "asyncio",
+        ):  # what goes wrong there, we say in our own words
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._local: Any = None
         self._client: Any = None
         self.address = address
         if address == LOCAL:
-            self._local = self._distributed.LocalCluster(
-                dashboard_address=None, silence_logs=logging.CRITICAL, processes=True
-            )
+            with ignored(signal.SIGINT):  # Ctrl-C at the terminal is meant for us, and not for its processes
+                self._local = self._distributed.LocalCluster(
+                    dashboard_address=None, silence_logs=logging.CRITICAL, processes=True
+                )
             self.address = self._local.scheduler_address
         try:
             self._connect(CONNECT_S)

@@ -14,6 +14,7 @@ from jobrunner import statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
+from jobrunner.executors.base import counted
 from jobrunner.executors.dask_cluster import Cluster, Gone, Seat
 from jobrunner.executors.dask_tasks import CodeOrder, Sender, ServeOrder, run_one, serve
 from jobrunner.executors.resting import Resting
@@ -157,7 +158,8 @@ class DaskJobs:
         """Return what the worker says of itself."""
         if self._trouble is not None:
             return self._trouble
-        return f"spreading jobs over {len(self._seats):,} Dask workers, running {len(self.by_job):,} tasks"
+        seats = counted(len(self._seats), "Dask worker")
+        return f"spreading jobs over {seats}, running {counted(len(self.by_job), 'task')}"
 
     def detail(self) -> dict[str, Any]:
         """Return what the worker's row tells besides."""

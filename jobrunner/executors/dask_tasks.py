@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sqlalchemy import Connection
+
 from jobrunner import registry, statements
-from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
-from jobrunner.errors import DatabaseError, JobrunnerError
+from jobrunner.errors import DatabaseError, JobNotFound, JobrunnerError
 from jobrunner.executors.children import Children
 from jobrunner.logs import get_logger
 from jobrunner.retry import until_taken
 from jobrunner.settings import configure, configured
 from jobrunner.statements import Claim, Sighting
 from jobrunner.states import JobState
-from jobrunner.sweeper import StandStill
+from jobrunner.sweeper import Lookout
 
 log = get_logger(__name__)
 
@@ -163,18 +164,22 @@ class _SenderWatch:
     def __init__(self, database: Database, claim: Claim) -> None:
         self._database = database
         self._claim = claim
-        self._still = StandStill(database.settings.grace_multiplier, monotonic_s)
+        self._lookout = Lookout(claim.job_id, database.settings.grace_multiplier)
 
     def why_stop(self) -> str | None:
-        """Return why there is nobody any more to serve for. Raises `DatabaseError`."""
-        name = f"worker {self._claim.job_id}"
+        """Return why there is nobody any more to serve for; None: there is, as far as can be told."""
+        why = None
+        with self._lookout.trying(), self._database.read() as connection:
+            why = self._why_gone(connection)
+        return None if why is None else f"worker {self._claim.job_id} {why}"
+
+    def _why_gone(self, connection: Connection) -> str | None:
         try:
-            row = _row(self._database, self._claim.job_id)
-        except DatabaseError:
-            self._still.restart()
-            raise
-        if row is None or row["state"] is not JobState.RUNNING or row["runner_id"] != self._claim.runner_id:
-            return f"{name} has ended"
+            row, orphan = self._lookout.look(connection)
+        except JobNotFound:
+            return "has ended"
+        if row["state"] is not JobState.RUNNING or row["runner_id"] != self._claim.runner_id:
+            return "has ended"
         if (row["detail"] or {}).get("stopping"):
-            return f"{name} stops"
-        return None if self._still.look(row) is None else f"{name} is silent"
+            return "stops"
+        return None if orphan is None else "is silent"

@@ -18,7 +18,7 @@ from jobrunner.models.rows import is_stored, refresh, store
 from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Owner, new_owner
 from jobrunner.states import JobState
-from jobrunner.sweeper import LOOK_S, StandStill, check_servable, claim, lose_with_its_host, see_off
+from jobrunner.sweeper import LOOK_S, Lookout, check_servable, claim, lose_with_its_host, see_off
 
 log = get_logger(__name__)
 
@@ -176,18 +176,10 @@ class _Watch:
     async def come_to_own(self) -> Taken | JobState:
         """Follow the row until it ended, or is ours."""
         self._has_started()
-        count = StandStill(self._database.settings.grace_multiplier)
-        failing = False
+        lookout = Lookout(self.job.id, self._database.settings.grace_multiplier)
         while not self._stop.is_set():
-            try:
-                found = await asyncio.to_thread(self._look, count)
-            except DatabaseError as error:
-                count.restart()
-                if not failing:
-                    log.warning("the job cannot be looked at", job=self.job.id, error=error)
-                failing = True
-            else:
-                failing = False
+            with lookout.trying():
+                found = await asyncio.to_thread(self._look, lookout)
                 if found is not None:
                     return found
             with suppress(TimeoutError):
@@ -195,13 +187,12 @@ class _Watch:
                     await self._stop.wait()
         raise self._released()
 
-    def _look(self, count: StandStill) -> Taken | JobState | None:
+    def _look(self, lookout: Lookout) -> Taken | JobState | None:
         with self._database.read() as connection:
-            row = statements.get(connection, self.job.id)
+            row, orphan = lookout.look(connection)
         state = JobState(row["state"])
         if state.is_terminal:
             return state
-        orphan = count.look(row) if state is JobState.RUNNING else None
         if state is JobState.RUNNING and orphan is None:
             return None
         with self._database.write() as connection:

@@ -32,3 +32,19 @@ def heard(on_signal: Callable[[int], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
             if handler is not None:  # None: set by C code, and not ours to give back
                 signal.signal(number, handler)
+
+
+@contextmanager
+def ignored(number: signal.Signals) -> Iterator[None]:
+    """Ignore a signal meanwhile, and in all processes that are started meanwhile for good.
+
+    In another thread than the main one nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -5,12 +5,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import make_url
 
+from jobrunner import statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import (
     ClaimLost,
@@ -27,6 +29,7 @@ from jobrunner.errors import (
 from jobrunner.executors.local import LocalExecutor
 from jobrunner.models import BaseJob
 from jobrunner.settings import configure
+from jobrunner.statements import Claim
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
 from tests.helpers import (
@@ -36,6 +39,7 @@ from tests.helpers import (
     beat_for_ever,
     events_of,
     insert_job,
+    plain_connection,
     plain_sql,
     row_of,
     until,
@@ -397,6 +401,73 @@ def test_a_follower_waits_through_an_outage_and_makes_nobody_an_orphan_for_it(
         postgres_database.dispose()
     said = [each for each in caplog.messages if "cannot be looked at" in each]
     assert len(said) == 1
+
+
+@contextmanager
+def held_locked(url: str, job_id: int) -> Iterator[Any]:
+    """Hold a job's row as an open session of psql does; ROLLBACK lets it go."""
+    with closing(plain_connection(url)) as holder:
+        holder.execute("BEGIN")
+        holder.execute(f"UPDATE job SET name = 'mine' WHERE id = {job_id}")
+        yield holder
+
+
+def beat_again(database: Database, claim: Claim) -> None:
+    """Beat as an owner does who could not, and find that the job is still his."""
+    with database.write() as connection:
+        assert statements.beat(connection, claim.runner_id, [claim.job_id])
+
+
+def test_a_follower_does_not_take_a_job_whose_row_somebody_held_locked_for_an_orphan(
+    postgres_database: Database, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Its owner lives, and cannot beat: he needs a moment after the lock is gone.
+    values = {"job_type": "MemoryMonitorJob", "connection": "memory_default", "submit_token": "t"}
+    claim, _ = a_running_job(postgres_database, heartrate=0.5, **values)
+    outside = an_outside()
+    with use_backend(outside):
+        with held_locked(postgres_url, claim.job_id) as holder:
+            follower = Thread(lambda: LocalExecutor().attach(claim.job_id))
+            time.sleep(2.0)  # a whole grace, and nearly another
+            holder.execute("ROLLBACK")
+            beat_again(postgres_database, claim)
+            free_s = time.monotonic()
+        until(lambda: row_of(postgres_database, claim.job_id)["claims"] == 2)  # now it is one
+        assert time.monotonic() - free_s > 0.9, "its owner has a whole grace to beat again"
+        until(lambda: outside.jobs)
+        outside.succeed(next(iter(outside.jobs)))
+        assert follower.ended() is None
+    said = [each for each in caplog.messages if "held locked" in each]
+    assert len(said) == 1
+
+
+def test_an_owners_code_is_not_lost_while_somebody_holds_the_row_locked(
+    postgres_database: Database, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim, _ = a_running_job(postgres_database, job_type="SomebodysOwnJob", adoptable=False, heartrate=0.5)
+    with held_locked(postgres_url, claim.job_id) as holder:
+        killer = Thread(lambda: LocalExecutor().finish_kill(claim.job_id))
+        time.sleep(2.0)
+        holder.execute("ROLLBACK")
+        beat_again(postgres_database, claim)
+        free_s = time.monotonic()
+    assert isinstance(killer.ended(), JobLost)
+    assert time.monotonic() - free_s > 0.9, "its owner has a whole grace to beat again"
+    said = [each for each in caplog.messages if "held locked" in each]
+    assert len(said) == 1
+
+
+def test_a_follower_that_waits_for_a_locked_row_can_be_stopped(
+    postgres_database: Database, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = {"job_type": "MemoryMonitorJob", "connection": "memory_default", "submit_token": "t"}
+    claim, _ = a_running_job(postgres_database, heartrate=0.2, **values)
+    with use_backend(an_outside()), held_locked(postgres_url, claim.job_id):
+        sender = signal_soon(lambda: "held locked" in caplog.text, signal.SIGINT)
+        with pytest.raises(Released):
+            LocalExecutor().attach(claim.job_id)
+        sender.join()
+    assert row_of(postgres_database, claim.job_id)["claims"] == 1
 
 
 def test_finish_kill_cancels_what_a_dead_owner_left(database: Database) -> None:

@@ -1,17 +1,28 @@
 """Finding orphans: standing still is counted on our own clock, and any doubt restarts the count."""
 
 import datetime as dt
+import time
 import uuid
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from jobrunner import identity, statements
+from jobrunner import identity, statements, worklist
 from jobrunner.clock import utcnow
 from jobrunner.database import Database
+from jobrunner.errors import DatabaseUnavailable
 from jobrunner.states import JobState
-from jobrunner.sweeper import StandStill, claim
-from tests.helpers import a_running_job, an_owner, insert_job, row_of
+from jobrunner.sweeper import Lookout, StandStill, claim
+from tests.helpers import (
+    a_running_job,
+    an_owner,
+    insert_job,
+    plain_connection,
+    plain_sql,
+    row_of,
+    statements_of,
+)
 
 RATE, GRACE = 10.0, 2.1
 
@@ -109,6 +120,78 @@ def test_jobs_are_counted_one_by_one_each_by_its_own_heartrate(count: StandStill
         clock.now_s += 1
     assert found[0] is not None
     assert found[1] is None
+
+
+# --- one job --------------------------------------------------------------------------------------
+
+
+def long_silent(url: str) -> None:
+    plain_sql(url, "UPDATE job SET latest_heartbeat = '2026-01-01 00:00:00+00:00'")
+
+
+def test_a_silent_job_is_held_locked_only_while_somebody_does(
+    postgres_database: Database, postgres_url: str
+) -> None:
+    claim, _ = a_running_job(postgres_database)
+    long_silent(postgres_url)
+    with postgres_database.read() as connection, closing(plain_connection(postgres_url)) as holder:
+        assert not worklist.is_locked(connection, claim.job_id)
+        holder.execute("BEGIN")
+        holder.execute(f"SELECT 1 FROM job WHERE id = {claim.job_id} FOR UPDATE")
+        assert worklist.is_locked(connection, claim.job_id)
+        holder.execute("ROLLBACK")
+        assert not worklist.is_locked(connection, claim.job_id)
+
+
+def test_the_row_of_a_job_that_beats_is_never_locked_by_a_look(postgres_database: Database) -> None:
+    claim, _ = a_running_job(postgres_database, heartrate=60.0)
+    lookout = Lookout(claim.job_id, GRACE)
+    with statements_of(postgres_database) as sent, postgres_database.read() as connection:
+        assert lookout.look(connection)[1] is None
+    assert sent
+    assert not [statement for statement in sent if " FOR " in statement]
+
+
+def test_a_silent_job_counts_anew_after_its_row_was_held_locked(
+    postgres_database: Database, postgres_url: str
+) -> None:
+    claim, _ = a_running_job(postgres_database, heartrate=0.2)
+    long_silent(postgres_url)
+    lookout = Lookout(claim.job_id, 2.0)
+    with postgres_database.read() as connection, closing(plain_connection(postgres_url)) as holder:
+        lookout.look(connection)
+        time.sleep(0.3)
+        holder.execute("BEGIN")
+        holder.execute(f"SELECT 1 FROM job WHERE id = {claim.job_id} FOR UPDATE")
+        lookout.look(connection)
+        holder.execute("ROLLBACK")
+        time.sleep(0.15)
+        assert lookout.look(connection)[1] is None
+        time.sleep(0.45)
+        assert lookout.look(connection)[1] is not None
+
+
+def test_tries_that_fail_one_after_the_other_are_logged_once(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim, _ = a_running_job(database)
+    lookout = Lookout(claim.job_id, GRACE)
+
+    def look(trouble: str | None) -> None:
+        with lookout.trying(), database.read() as connection:
+            lookout.look(connection)
+            if trouble is not None:
+                raise DatabaseUnavailable(trouble)
+
+    for trouble in ("it cannot be claimed now", "nor now", None, "away"):
+        look(trouble)
+    assert [each for each in caplog.messages if "cannot be looked at" in each] == [
+        f"the job cannot be looked at job={claim.job_id} error=it cannot be claimed now",
+        f"the job cannot be looked at job={claim.job_id} error=away",
+    ]
+
+
+# --- claiming -------------------------------------------------------------------------------------
 
 
 def test_an_orphan_is_claimed_only_as_it_was_sighted(database: Database) -> None:

@@ -14,7 +14,7 @@ from jobrunner.errors import DatabaseUnavailable, SettingsError
 from jobrunner.models import BaseJob
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryBackend, MemoryMonitorJob, use_backend
-from jobrunner.worker import WorkerJob, loop
+from jobrunner.worker import WorkerJob, sweeping, taking
 from tests.helpers import (
     a_running_job,
     an_owner,
@@ -169,7 +169,7 @@ async def test_a_released_job_is_watched_again_and_not_submitted_again(database:
 async def test_several_workers_share_the_jobs_equally(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "PATIENT_LOOKS", 50)  # they look often here, and the machine may be busy
+    monkeypatch.setattr(taking, "PATIENT_LOOKS", 50)  # they look often here, and the machine may be busy
     with outside():
         three_of_them = (a_worker(database, heartrate=5.0) for _ in range(3))
         async with next(three_of_them) as one, next(three_of_them) as two, next(three_of_them) as three:
@@ -269,9 +269,9 @@ async def test_what_nobody_can_go_on_with_is_lost_once_with_the_reason(
     async with a_worker(database), a_worker(database):
         await until_state(database, JobState.LOST, own_code.job_id, died.job_id)
     row = row_of(database, own_code.job_id)
-    assert (
-        row["message"] == f"its process on {owner.hostname} fell silent, and nobody can go on with its code"
-    )
+    silent = f"its process on {owner.hostname} fell silent"
+    assert row["message"] == f"{silent}, and nobody can go on with its code"
+    assert row_of(database, died.job_id)["message"] == f"{silent}: others take its jobs over"
     assert row["end_date"] is not None
     assert events_of(database_url, own_code.job_id) == [(None, "running"), ("running", "lost")]
 
@@ -321,7 +321,9 @@ async def test_an_outage_of_the_database_makes_nobody_an_orphan_and_ends_no_work
 
 
 @in_loop
-async def test_who_cannot_beat_takes_nothing(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_cannot_beat_takes_nothing_and_does_not_say_that_it_works_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from jobrunner.heartbeat import Beater
 
     with outside(plan=SOON):
@@ -332,6 +334,8 @@ async def test_who_cannot_beat_takes_nothing(database: Database, monkeypatch: py
                 def refuse(*_arguments: object, **_more: object) -> list[object]:
                     raise DatabaseUnavailable("no beats now")
 
+                patch.setattr(worklist, "todo", refuse)
+                await soon(lambda: "the look of a worker failed" in caplog.text)
                 patch.setattr(Beater, "beat", refuse)
                 await soon(lambda: working.worker._runner.beats.is_failing)
                 (job_id,) = store(a_job())
@@ -339,7 +343,9 @@ async def test_who_cannot_beat_takes_nothing(database: Database, monkeypatch: py
                 await soon(lambda: working.worker._rounds > looks + 5)
                 assert row_of(database, job_id)["state"] is JobState.QUEUED
                 assert not working.worker.is_ready()
+                assert "works again" not in caplog.text
             await until_state(database, JobState.SUCCESS, job_id)
+            assert "the look of a worker works again" in caplog.text
 
 
 @in_loop
@@ -419,7 +425,7 @@ async def test_who_saw_the_database_late_makes_nobody_an_orphan(
         return silent(connection, most)
 
     monkeypatch.setattr(worklist, "silent", late)
-    monkeypatch.setattr(loop, "PROMPT_S", 0.2)
+    monkeypatch.setattr(sweeping, "PROMPT_S", 0.2)
     with outside() as backend:
         an_orphan(database, backend)
         async with a_worker(database) as working:

@@ -1,0 +1,122 @@
+"""Orphans: a worker watches silent jobs stand still, judges them, and adopts, starts again or loses them."""
+
+import random
+
+from sqlalchemy import RowMapping
+
+from jobrunner import identity, statements, worklist
+from jobrunner.clock import monotonic_s
+from jobrunner.errors import UsageError
+from jobrunner.logs import get_logger
+from jobrunner.resources import resources_in
+from jobrunner.statements import Sighting
+from jobrunner.sweeper import StandStill, why_lost
+from jobrunner.worker.means import Means
+from jobrunner.worker.stopping import Stop
+from jobrunner.worker.taking import Taking
+
+log = get_logger(__name__)
+
+PROMPT_S = 1.0
+"""Seconds within which a look has to be answered, to make anybody an orphan."""
+_SILENT_MOST = 20_000  # silent jobs that one look judges
+_LATE = 1.5  # heartrates, after which a beat of our own is late, and so may be those of others
+
+
+class Sweeping:
+    """Finds the orphans among the silent jobs, and sees to those that are ours to judge."""
+
+    def __init__(self, means: Means, taking: Taking, stop: Stop) -> None:
+        self._means = means
+        self._taking = taking
+        self._stop = stop
+        self._settings = means.runner.database.settings
+        self._still = StandStill(self._settings.grace_multiplier)
+
+    def restart(self) -> None:
+        """Count anew for how long each job has stood still: what was seen until now is no proof."""
+        self._still.restart()
+
+    async def sweep(self, adopt_within_s: float) -> int:
+        """Look at the silent jobs, and see to the orphans; return how many were adopted.
+
+        `adopt_within_s`: seconds after which no more are adopted for this look. Raises `DatabaseError`.
+        """
+        asked_s = monotonic_s()
+        rows = await self._means.read(worklist.silent, _SILENT_MOST)
+        if not self._saw_clearly(asked_s):
+            self._still.restart()
+            return 0
+        runner, code = self._means.runner, self._means.code
+        mine = runner.jobs.keys() | code.held | {self._means.itself.job_id}
+        others = {row["id"]: row for row in rows if row["id"] not in mine}
+        self._still.keep(others.keys())
+        orphans = [(row, seen) for row in others.values() if (seen := self._still.look(row)) is not None]
+        to_adopt, to_start, to_lose = self._judged(orphans)
+        if to_lose:
+            await runner.call(statements.lose_many, to_lose, identity.who())
+        took = 0
+        if to_adopt:
+            took = await self._adopt(to_adopt, adopt_within_s)
+        if to_start:
+            await self._start_again(to_start)
+        return took
+
+    def _saw_clearly(self, asked_s: float) -> bool:
+        """Whether the database was there all the while: else it has kept others from beating, too."""
+        itself = self._means.itself
+        beaten_ago_s = monotonic_s() - itself.good_s
+        return monotonic_s() - asked_s <= PROMPT_S and beaten_ago_s <= _LATE * itself.heartrate
+
+    def _judged(
+        self, orphans: list[tuple[RowMapping, Sighting]]
+    ) -> tuple[list[tuple[RowMapping, Sighting]], list[Sighting], dict[Sighting, str]]:
+        """Tell the orphans to watch, to run again, and to lose, of those that are ours to judge."""
+        serving, code = self._means.serving, self._means.code
+        to_adopt: list[tuple[RowMapping, Sighting]] = []
+        to_start: list[Sighting] = []
+        to_lose: dict[Sighting, str] = {}
+        for row, seen in orphans:
+            if not row["adoptable"]:
+                to_lose[seen] = why_lost(row)
+            elif not identity.can_serve(row["host_id"]):
+                if row["age_s"] >= self._settings.host_grace_s:
+                    silent_h = row["age_s"] / 3600
+                    to_lose[seen] = f"its host {row['hostname']} has been silent for {silent_h:.1f} h"
+            elif serving.why_not(row["job_type"], row["connection"]) is not None:
+                continue  # others may
+            elif serving.is_monitored(row["job_type"]):
+                to_adopt.append((row, seen))
+            elif not code.is_resting(seen.job_id):
+                to_start.append(seen)
+        return to_adopt, to_start, to_lose
+
+    async def _adopt(self, orphans: list[tuple[RowMapping, Sighting]], within_s: float) -> int:
+        means = self._means
+        # At random: others who adopt at the same time shall adopt others of them.
+        left = random.sample(orphans, len(orphans))
+        took, until_s = 0, monotonic_s() + within_s
+        # Several times for one look, which costs more than a share where a full worker has died.
+        while left and not means.is_fenced and not self._stop.is_wished and monotonic_s() < until_s:
+            most = await self._taking.share(len(left))
+            if most <= 0:
+                break
+            some, left = left[:most], left[most:]
+            hosts = {row["host_id"] for row, _ in some if row["host_id"] is not None}
+            seen = [sighting for _, sighting in some]
+            rows = await means.write(statements.adopt_many, seen, means.runner.owner, hosts)
+            took += await self._taking.own(rows)
+        if took:
+            log.info("adopted from silent runners", jobs=took)
+        return took
+
+    async def _start_again(self, orphans: list[Sighting]) -> None:
+        code = self._means.code
+        seen_of = {seen.job_id: seen for seen in orphans}
+        for row in await self._means.read(statements.get_many, list(seen_of)):
+            try:
+                resources = resources_in(row["spec"])
+            except UsageError:  # stored by other hands: it is left as it is
+                continue
+            if code.why_not(resources) is None and code.has_room_for(resources):
+                await code.start(row["id"], seen_of[row["id"]], resources)

@@ -1,0 +1,62 @@
+"""Taking monitor jobs: how many a worker takes in one round, and owning what it has claimed."""
+
+import asyncio
+
+from sqlalchemy import RowMapping
+
+from jobrunner import worklist
+from jobrunner.logs import get_logger
+from jobrunner.models.base_job import object_of
+from jobrunner.statements import Claim
+from jobrunner.worker.means import Means
+from jobrunner.worker.share import least, share
+from jobrunner.worker.telling import Telling
+
+log = get_logger(__name__)
+
+PATIENT_LOOKS = 3
+"""So often others may take their share, before what they left is taken."""
+
+
+class Taking:
+    """Takes a worker's share of monitor jobs, whether they were queued or are orphans."""
+
+    def __init__(self, means: Means, telling: Telling) -> None:
+        self._means = means
+        self._telling = telling
+        self._passed_over = 0
+
+    async def share(self, waiting: int) -> int:
+        """Return how many of the jobs that wait to take in this round. Raises `DatabaseError`."""
+        means = self._means
+        grace = means.runner.database.settings.grace_multiplier
+        others = [
+            (int((row["detail"] or {}).get("jobs", 0)), room)
+            for row in await means.read(worklist.workers, grace)
+            if row["id"] != means.itself.job_id and (room := int((row["spec"] or {}).get("capacity", 0)))
+        ]
+        mine = len(means.runner.jobs)
+        most = share(mine, means.capacity, waiting, others)
+        self._passed_over = self._passed_over + 1 if most == 0 else 0
+        if self._passed_over >= PATIENT_LOOKS:
+            most = least(mine, means.capacity, waiting, 1 + len(others))
+        return most
+
+    async def own(self, rows: list[RowMapping]) -> int:
+        """Have the runner watch the jobs of these rows, just claimed; return how many they are.
+
+        What cannot be served after all is given back. Raises `DatabaseError`.
+        """
+        runner, serving = self._means.runner, self._means.serving
+        for number, row in enumerate(rows):
+            claim = Claim(row["id"], runner.owner.runner_id, row["claims"])
+            try:
+                runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
+            except Exception as error:  # noqa: BLE001  # its connection cannot be used here, for whatever reason
+                log.warning("a job cannot be served here", job=row["id"], error=error)
+                serving.refuse(row["job_type"], row["connection"], str(error))
+                await runner.release(claim, f"released: {error}")
+            if number % 100 == 99:  # noqa: PLR2004  # the loop has other things to do
+                await asyncio.sleep(0)
+        await self._telling.tell()
+        return len(rows)
