@@ -18,7 +18,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help demo example test check bench docs build clean proto
+.PHONY: help demo example test chaos check bench docs build clean proto
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' | awk -F'|' '{printf "make %-7s  %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ example: $(READY)  ## AWS Batch, Armada and Airbyte from end to end, without any
 
 test: $(READY)  ## all tests, in random order, in as many processes as WORKERS says
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+chaos: $(READY)  ## kill, stop, cut and fill for ten minutes, and see that nothing is lost or done twice
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(READY)  ## lint, format, types, the layers, the migrations, the lock file
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Proxies before PostgreSQL's unix socket that can fall silent, cut, or refuse."""
+"""Relays, before PostgreSQL's unix socket above all, that can fall silent, cut, or refuse."""
 
 import selectors
 import socket
@@ -8,23 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+Address = str | tuple[str, int]
+"""The path of a unix socket, or a host and a port."""
+
 _SOCKET_NAME = ".s.PGSQL.5432"
 _SEND_S = 5.0  # to one that reads no more: it is cut off then
 
 
-class TcpProxy:
-    """Listens on a port and passes on what it hears to the server in `server_socket_dir`."""
+class Relay:
+    """Passes on what is said between those who connect to `listener` and a server."""
 
-    def __init__(self, server_socket_dir: str, host: str = "127.0.0.1") -> None:
-        self._start(server_socket_dir, socket.create_server((host, 0), backlog=50))
-        self.host, self.port = host, self._listener.getsockname()[1]
-
-    def url(self, database: str) -> str:
-        """Return the URL of a database behind it."""
-        return f"postgresql://postgres@{self.host}:{self.port}/{database}"
-
-    def _start(self, server_socket_dir: str, listener: socket.socket) -> None:
-        self._server = str(Path(server_socket_dir) / _SOCKET_NAME)
+    def __init__(self, listener: socket.socket, server: Address) -> None:
+        self._server = server
         self.is_silent = False
         self.is_refusing = False
         self.turns = 0
@@ -42,6 +37,10 @@ class TcpProxy:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more, and end every connection."""
         self._closing = True
         self._thread.join()
         self.cut()
@@ -72,7 +71,7 @@ class TcpProxy:
         if self.is_refusing:
             client.close()
             return
-        server = socket.socket(socket.AF_UNIX)
+        server = socket.socket(socket.AF_UNIX if isinstance(self._server, str) else socket.AF_INET)
         for end in (client, server):
             end.settimeout(_SEND_S)
         try:
@@ -106,17 +105,35 @@ class TcpProxy:
                 each.close()
 
 
-class Proxy(TcpProxy):
+class TcpProxy(Relay):
+    """Listens on a port, before the PostgreSQL whose socket is in `server_socket_dir`."""
+
+    def __init__(self, server_socket_dir: str) -> None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=50)
+        super().__init__(listener, socket_of(server_socket_dir))
+        self._port = listener.getsockname()[1]
+
+    def url(self, database: str) -> str:
+        """Return the URL of a database behind it."""
+        return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
+
+
+class Proxy(Relay):
     """Listens as a PostgreSQL on a unix socket in a directory of its own."""
 
     def __init__(self, server_socket_dir: str) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="proxy")  # short: a socket's path is limited
         self.socket_dir = self._directory.name
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(Path(self.socket_dir) / _SOCKET_NAME))
+        listener.bind(socket_of(self.socket_dir))
         listener.listen(50)
-        self._start(server_socket_dir, listener)
+        super().__init__(listener, socket_of(server_socket_dir))
 
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+    def close(self) -> None:
+        super().close()
         self._directory.cleanup()
+
+
+def socket_of(directory: str) -> str:
+    """Return the path of PostgreSQL's socket."""
+    return str(Path(directory, _SOCKET_NAME))

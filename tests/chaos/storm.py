@@ -1,0 +1,258 @@
+"""One storm from its first job to its verdict: a database, workers, the world outside, and chaos over all."""
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+from sqlalchemy import make_url
+
+from jobrunner.errors import DatabaseError
+from jobrunner.settings import configure
+from tests.chaos import history
+from tests.chaos.faults import AWAY, HEARTRATE_S, Chaos, Faults
+from tests.chaos.kinds import AS_PLANNED
+from tests.chaos.outside import Outside, Plan, outside
+from tests.chaos.processes import NO_DATABASE, ROOT, Place, Processes, a_cluster, a_worker
+from tests.chaos.verdict import Verdict, judge, read_rows
+from tests.helpers import plain_sql
+from tests.postgres import Postgres
+from tests.proxy import TcpProxy
+
+_STALL_S = 1.0
+_LOOK_S = 0.1
+_STARTS_WITHIN_S = 10.0
+_SAY = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """So many seconds of some faults, one every so often (a range of seconds)."""
+
+    name: str
+    seconds: float
+    faults: Sequence[str]
+    every_s: tuple[float, float]
+
+
+class Storm:
+    """What runs while chaos does its worst. As a context it is up and running."""
+
+    def __init__(
+        self,
+        directory: Path,
+        url: str,
+        *,
+        seed: int,
+        jobs_per_s: float,
+        postgres: Postgres | None = None,
+        small_disk: Path | None = None,
+        workers: int = 2,
+        dask_workers: int = 2,
+    ) -> None:
+        self.url = url
+        self.faults = Faults()
+        self._directory = directory / "here"
+        self._directory.mkdir()
+        self._rng = random.Random(seed)
+        self._jobs_per_s = jobs_per_s
+        self._postgres = postgres
+        self._workers, self._dask_workers = workers, dask_workers
+        self._stack = ExitStack()
+        self.processes = Processes(self._directory, random.Random(seed + 1), self._on_end)
+        self._small_disk = small_disk
+        self._is_storing = False
+        self._is_over = threading.Event()
+        self._broken: list[BaseException] = []
+
+    def __enter__(self) -> Self:
+        self._stack.__enter__()
+        self.outside: Outside = outside(self._stack, self._directory / "notes")
+        configure(database_url=self.url, heartrate=HEARTRATE_S, data_dir=self._directory / "data")
+        history.install(self.url)
+        self.chaos = Chaos(self.faults, self.processes, self.outside, self.url, self._rng)
+        self.chaos.postgres, self.chaos.small_disk = self._postgres, self._small_disk
+        self._stack.callback(self.processes.kill)
+        for number in range(self._workers):
+            proxy = self._proxy()
+            place = a_worker(f"worker{number}", self._directory, self._environment(proxy), proxy)
+            self.processes.add(place)
+        if self._dask_workers:
+            proxies = [self._proxy() for _ in range(1 + self._dask_workers)]
+            environments = [self._environment(proxy) for proxy in proxies]
+            for place in a_cluster(self._directory, environments, proxies):
+                self.processes.add(place)
+        self._stack.enter_context(self._threads())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(None, None, None)
+
+    def _proxy(self) -> TcpProxy | None:
+        return (
+            None if self._postgres is None else self._stack.enter_context(TcpProxy(self._postgres.socket_dir))
+        )
+
+    def _environment(self, proxy: TcpProxy | None) -> dict[str, str]:
+        """Return what a worker needs to know; its deadlines are short, so that it soon sees what is gone."""
+        database = make_url(self.url).database or ""
+        return {
+            **self.outside.environment(),
+            "PYTHONPATH": str(ROOT),
+            "JOBRUNNER_DATABASE_URL": self.url if proxy is None else proxy.url(database),
+            "JOBRUNNER_DATA_DIR": str(self._directory / "data"),
+            "JOBRUNNER_HEARTRATE": str(HEARTRATE_S),
+            "JOBRUNNER_CONNECT_TIMEOUT_S": "3",
+            "JOBRUNNER_STATEMENT_TIMEOUT_S": "3",
+            "JOBRUNNER_LOCK_TIMEOUT_S": "2",
+            "JOBRUNNER_CALL_TIMEOUT_S": "4",
+        }
+
+    def _on_end(self, place: Place) -> None:
+        self.faults.note(f"the end of {place.name}", pids=frozenset({place.pid}), is_consequence=True)
+        assert place.process is not None
+        code = place.process.returncode
+        is_expected = code in place.expected or (code == NO_DATABASE and self._was_away(place.started_s))
+        if place.kind == "worker" and not is_expected:
+            self.processes.odd_ends.append(f"{place.writer} ended with {code}: see {place.words}")
+
+    def _was_away(self, from_s: float) -> bool:
+        """Whether the database was away at that time: who starts then ends at once, and says so."""
+        until_s = from_s + _STARTS_WITHIN_S
+        return any(each.is_database_away and each.overlaps(from_s, until_s) for each in self.faults.log)
+
+    # --- what goes on all the while ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        threads = [
+            threading.Thread(target=self._until_over, args=(do,), name=f"chaos {do.__name__}")
+            for do in (self._move, self._store, self._watch_the_machine)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._is_over.set()
+            for thread in threads:
+                thread.join()
+
+    def _until_over(self, do: Callable[[], float]) -> None:
+        try:
+            while not self._is_over.wait(do()):
+                pass
+        except BaseException as error:
+            self._broken.append(error)
+            raise
+
+    def _move(self) -> float:
+        self.outside.move()
+        return _LOOK_S
+
+    def _store(self) -> float:
+        if not self._is_storing:
+            return _LOOK_S
+        plan = self.outside.plan(self._rng)
+        job = self.outside.job(plan)
+        while not self._is_over.is_set():
+            try:
+                if not self._is_there(plan):  # the answer alone may have been lost
+                    job.store()
+                plan.is_stored = True
+                break
+            except (DatabaseError, *AWAY):
+                self._is_over.wait(0.2)
+        return self._rng.expovariate(self._jobs_per_s)
+
+    def _is_there(self, plan: Plan) -> bool:
+        return bool(plain_sql(self.url, f"SELECT id FROM job WHERE name = '{plan.name}'"))
+
+    def _watch_the_machine(self) -> float:
+        """Note when this very process got no time to run: then the others got none either."""
+        before_s = time.time()
+        self._is_over.wait(_LOOK_S)
+        if time.time() - before_s > _STALL_S:
+            fault = self.faults.note("the machine stood still", silences_all=True, is_consequence=True)
+            fault.from_s = before_s
+            fault.end()
+        return 0.0
+
+    # --- the course of it -------------------------------------------------------------------------------
+
+    def run(self, phases: Sequence[Phase], say: _SAY) -> None:
+        """Let the phases come one after the other."""
+        self._is_storing = True
+        for phase in phases:
+            before = len(self.faults.log)
+            self._through(phase)
+            done = sum(not each.is_consequence for each in self.faults.log[before:])
+            jobs = len(self.outside.plans)
+            say(f"{phase.name}: {phase.seconds:.0f} s, {done} faults, {jobs} jobs so far")
+        self._is_storing = False
+        self.faults.take_back(all_of_them=True)
+
+    def _through(self, phase: Phase) -> None:
+        end_s = time.monotonic() + phase.seconds
+        next_s = time.monotonic()
+        while time.monotonic() < end_s:
+            self._look()
+            if phase.faults and time.monotonic() >= next_s:
+                getattr(self.chaos, self._rng.choice(phase.faults))()
+                next_s = time.monotonic() + self._rng.uniform(*phase.every_s)
+            time.sleep(_LOOK_S / 2)
+
+    def _look(self) -> None:
+        if self._broken:
+            raise self._broken[0]
+        self.faults.take_back()
+        self.processes.look()
+
+    def settle(self, timeout_s: float) -> None:
+        """Let calm return, and wait until every job has ended, or for so long."""
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s and self._count_open():
+            self._look()
+            time.sleep(_LOOK_S)
+
+    def _count_open(self) -> int:
+        query = "SELECT count(*) FROM job WHERE state IN ('queued', 'running') AND job_type != 'WorkerJob'"
+        with suppress(*AWAY):
+            return int(plain_sql(self.url, query)[0][0])
+        return -1
+
+    def verdict(self) -> Verdict:
+        """Stop the workers, and judge."""
+        left = _left_behind(str(self._directory / "notes"))
+        self.processes.stop()
+        self._is_over.set()
+        self.outside.move()
+        verdict = judge(self.outside, read_rows(self.url), history.read(self.url), self.faults)
+        verdict.wrong_outcomes += left + self.processes.odd_ends + self._traces()
+        return verdict
+
+    def _traces(self) -> list[str]:
+        """Return which workers wrote a traceback of ours, but that of a job's own code."""
+        return [
+            f"{place.name} wrote a traceback: see {place.words}"
+            for place in self.processes.places
+            for trace in place.words.read_text().split("Traceback (most recent call last)")[1:]
+            if place.kind == "worker" and "/jobrunner/" in trace and AS_PLANNED not in trace
+        ]
+
+
+def _left_behind(notes: str) -> list[str]:
+    """Return the commands of jobs that still run though every job has ended."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if notes in line and process.pid != os.getpid():
+            found.append(f"a process was left behind: {process.pid} {line[:200]}")
+    return found
