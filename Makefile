@@ -35,7 +35,7 @@ test: $(READY)  ## all tests, in random order, in as many processes as WORKERS s
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 chaos: $(READY)  ## kill, stop, cut and fill for ten minutes, and see that nothing is lost or done twice
-	@$(BIN)/python -m tests.chaos $(CHAOS)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(READY)  ## lint, format, types, the layers, the migrations, the lock file
 	$(BIN)/ruff check

@@ -21,9 +21,9 @@ from tests.chaos.storm import Storm
 def main() -> int:
     """Run the storms that were asked for; return 1 when anything was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of storm, all in all (default: 10)")
+    parser.add_argument("--minutes", type=minutes_of, default=10.0, help="of storm, all in all (default: 10)")
     parser.add_argument("--seed", type=int, default=None, help="of what is done when (default: a new one)")
-    parser.add_argument("--jobs-per-second", type=float, default=2.0, help="(default: 2)")
+    parser.add_argument("--jobs-per-second", type=rate_of, default=2.0, help="(default: 2)")
     parser.add_argument("--database", choices=["postgresql", "sqlite", "both"], default="both")
     parser.add_argument("--keep", action="store_true", help="leave the directory with all that was said")
     asked = parser.parse_args()
@@ -66,5 +66,23 @@ def say(words: str) -> None:
     sys.stdout.flush()
 
 
+def minutes_of(text: str) -> float:
+    minutes = float(text)
+    if not 0.5 <= minutes <= 24 * 60:
+        raise argparse.ArgumentTypeError(f"{text} is not between half a minute and a day")
+    return minutes
+
+
+def rate_of(text: str) -> float:
+    rate = float(text)
+    if not 0.1 <= rate <= 50:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 50")
+    return rate
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("interrupted: nothing was judged")
+        sys.exit(130)

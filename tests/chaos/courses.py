@@ -67,6 +67,7 @@ def blow(storm: Storm, phases: Sequence[Phase], say: Callable[[str], object]) ->
     """Let a storm take its course, and judge what is left."""
     with storm:
         storm.run(phases, say)
+        say("calm again: every job comes to its end")
         storm.settle(_SETTLE_S)
         return storm.verdict(), storm.faults
 
