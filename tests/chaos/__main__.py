@@ -3,19 +3,9 @@
 import argparse
 import random
 import sys
-from pathlib import Path
 
-from tests.chaos.courses import (
-    a_directory,
-    a_server,
-    a_small_disk,
-    blow,
-    on_postgres,
-    on_sqlite,
-    upgraded,
-)
+from tests.chaos.courses import blow
 from tests.chaos.report import report
-from tests.chaos.storm import Storm
 
 
 def main() -> int:
@@ -30,34 +20,19 @@ def main() -> int:
     seed = random.randrange(1_000_000) if asked.seed is None else asked.seed
     say(f"seed {seed}")
     shares = {"postgresql": 0.75, "sqlite": 0.25} if asked.database == "both" else {asked.database: 1.0}
-    wrongs = 0
-    for name, share in shares.items():
-        run = _on_postgres if name == "postgresql" else _on_sqlite
-        with a_directory(keep=asked.keep) as directory:
-            if asked.keep:
-                say(f"{name}: {directory}")
-            wrongs += run(directory, 60 * asked.minutes * share, seed, asked.jobs_per_second)
-    return 1 if wrongs else 0
-
-
-def _on_postgres(directory: Path, seconds: float, seed: int, jobs_per_s: float) -> int:
-    with a_server(directory) as (server, url):
-        storm = Storm(directory, url, seed=seed, jobs_per_s=jobs_per_s, postgres=server)
-        verdict, faults = blow(storm, on_postgres(seconds), say)
-    say(report("PostgreSQL", verdict, faults))
-    return len(verdict.wrongs)
-
-
-def _on_sqlite(directory: Path, seconds: float, seed: int, jobs_per_s: float) -> int:
-    with a_small_disk(directory) as disk:
-        if disk is None:
-            say("SQLite: no small disk can be mounted here (that needs root): its disk is never full")
-        url = upgraded(f"sqlite:///{(disk or directory) / 'jobs.db'}")
-        storm = Storm(directory, url, seed=seed, jobs_per_s=jobs_per_s, small_disk=disk, dask_workers=0)
-        phases = on_sqlite(seconds, has_small_disk=disk is not None)
-        verdict, faults = blow(storm, phases, say)
-    say(report("SQLite", verdict, faults))
-    return len(verdict.wrongs)
+    is_wrong = False
+    for database, share in shares.items():
+        verdict, faults = blow(
+            database,
+            60 * asked.minutes * share,
+            say,
+            keep=asked.keep,
+            seed=seed,
+            jobs_per_s=asked.jobs_per_second,
+        )
+        say(report(database, verdict, faults))
+        is_wrong |= bool(verdict.wrongs)
+    return 1 if is_wrong else 0
 
 
 def say(words: str) -> None:

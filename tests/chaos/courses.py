@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jobrunner import schema
 from jobrunner.database import Database
@@ -63,16 +64,54 @@ def the_short_form_of(phases: Sequence[Phase]) -> list[Phase]:
     return [replace(phases[0], seconds=0.2 * seconds), replace(phases[-1], seconds=0.8 * seconds)]
 
 
-def blow(storm: Storm, phases: Sequence[Phase], say: Callable[[str], object]) -> tuple[Verdict, Faults]:
-    """Let a storm take its course, and judge what is left."""
-    with storm:
-        storm.run(phases, say)
+def blow(
+    database: str,
+    seconds: float,
+    say: Callable[[str], object],
+    *,
+    is_short: bool = False,
+    keep: bool = False,
+    **options: Any,
+) -> tuple[Verdict, Faults]:
+    """Let a storm on `postgresql` or `sqlite` take its course for so many seconds, and judge what is left.
+
+    `keep`: leave its directory, with all that was said, and say where it is. `options`: of the `Storm`.
+    """
+    begun = {"postgresql": _begun_on_postgres, "sqlite": _begun_on_sqlite}[database]
+    with _a_directory(keep=keep) as directory, begun(directory, seconds, options) as (storm, phases), storm:
+        if keep:
+            say(f"{database}: {directory}")
+        if storm.small_disk is None and database == "sqlite":
+            say("no small disk can be mounted here (that needs root): it is never full")
+        storm.run(the_short_form_of(phases) if is_short else phases, say)
         say("calm again: every job comes to its end")
         storm.settle(_SETTLE_S)
         return storm.verdict(), storm.faults
 
 
-def upgraded(url: str) -> str:
+@contextmanager
+def _begun_on_postgres(
+    directory: Path, seconds: float, options: dict[str, Any]
+) -> Iterator[tuple[Storm, list[Phase]]]:
+    server = Postgres(directory / "pg")
+    try:
+        url = f"{_upgraded(server.url(server.create()))}&application_name=chaos"
+        yield Storm(directory, url, postgres=server, **options), on_postgres(seconds)
+    finally:
+        server.close()
+
+
+@contextmanager
+def _begun_on_sqlite(
+    directory: Path, seconds: float, options: dict[str, Any]
+) -> Iterator[tuple[Storm, list[Phase]]]:
+    with _a_small_disk(directory) as disk:
+        url = _upgraded(f"sqlite:///{(disk or directory) / 'jobs.db'}")
+        storm = Storm(directory, url, small_disk=disk, **{**options, "dask_workers": 0})
+        yield storm, on_sqlite(seconds, has_small_disk=disk is not None)
+
+
+def _upgraded(url: str) -> str:
     """Give a database its tables."""
     database = Database(Settings(database_url=url))
     schema.upgrade(database)
@@ -81,9 +120,8 @@ def upgraded(url: str) -> str:
 
 
 @contextmanager
-def a_directory(*, keep: bool = False) -> Iterator[Path]:
-    """Give a directory of a short name; it is removed afterwards, unless it is to be kept."""
-    directory = Path(tempfile.mkdtemp(prefix="chaos"))
+def _a_directory(*, keep: bool) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="chaos"))  # short: a socket's path is limited
     try:
         yield directory
     finally:
@@ -92,11 +130,11 @@ def a_directory(*, keep: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def a_small_disk(directory: Path, size: str = "16m") -> Iterator[Path | None]:
+def _a_small_disk(directory: Path) -> Iterator[Path | None]:
     """Mount a small file system of memory; None where that may not be done."""
     place = directory / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         yield None
         return
@@ -104,13 +142,3 @@ def a_small_disk(directory: Path, size: str = "16m") -> Iterator[Path | None]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@contextmanager
-def a_server(directory: Path) -> Iterator[tuple[Postgres, str]]:
-    """Give a PostgreSQL that may be restarted, and the URL of a database with its tables."""
-    server = Postgres(directory / "pg")
-    try:
-        yield server, f"{upgraded(server.url(server.create()))}&application_name=chaos"
-    finally:
-        server.close()

@@ -67,7 +67,7 @@ class Storm:
         self._workers, self._dask_workers = workers, dask_workers
         self._stack = ExitStack()
         self.processes = Processes(self._directory, random.Random(seed + 1), self._on_end)
-        self._small_disk = small_disk
+        self.small_disk = small_disk
         self._is_storing = False
         self._is_over = threading.Event()
         self._broken: list[BaseException] = []
@@ -78,7 +78,7 @@ class Storm:
         configure(database_url=self.url, heartrate=HEARTRATE_S, data_dir=self._directory / "data")
         history.install(self.url)
         self.chaos = Chaos(self.faults, self.processes, self.outside, self.url, self._rng)
-        self.chaos.postgres, self.chaos.small_disk = self._postgres, self._small_disk
+        self.chaos.postgres, self.chaos.small_disk = self._postgres, self.small_disk
         self._stack.callback(self.processes.kill)
         for number in range(self._workers):
             proxy = self._proxy()
