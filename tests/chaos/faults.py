@@ -16,7 +16,7 @@ import psutil
 import psycopg
 
 from tests.chaos.outside import Outside
-from tests.chaos.processes import TAKEN_FOR_DEAD, Place, Processes
+from tests.chaos.processes import NO_DATABASE, TAKEN_FOR_DEAD, Place, Processes
 from tests.helpers import plain_sql
 from tests.postgres import Postgres
 
@@ -176,6 +176,7 @@ class Chaos:
         if place is None or place.proxy is None:
             return False
         self.faults.note("connections to the database cut").end()
+        place.expected.add(NO_DATABASE)  # if it is only about to start
         place.proxy.cut()
         return True
 
@@ -187,7 +188,7 @@ class Chaos:
         fault = self.faults.note("connections to the database half open", writers=frozenset({place.writer}))
         proxy, process = place.proxy, place.process
         place.is_struck = True
-        place.expected.add(TAKEN_FOR_DEAD)
+        place.expected |= {TAKEN_FOR_DEAD, NO_DATABASE}
         proxy.is_silent = True
 
         def go_on() -> None:

@@ -96,9 +96,9 @@ class Storm:
         self._stack.__exit__(None, None, None)
 
     def _proxy(self) -> TcpProxy | None:
-        return (
-            None if self._postgres is None else self._stack.enter_context(TcpProxy(self._postgres.socket_dir))
-        )
+        if self._postgres is None:
+            return None
+        return self._stack.enter_context(TcpProxy(self._postgres.socket_dir))
 
     def _environment(self, proxy: TcpProxy | None) -> dict[str, str]:
         """Return what a worker needs to know; its deadlines are short, so that it soon sees what is gone."""
@@ -223,6 +223,9 @@ class Storm:
             time.sleep(_LOOK_S)
 
     def _count_open(self) -> int:
+        """Return how many jobs have not ended, -1 where that cannot be told."""
+        if not all(plan.is_stored for plan in list(self.outside.plans.values())):
+            return -1
         query = "SELECT count(*) FROM job WHERE state IN ('queued', 'running') AND job_type != 'WorkerJob'"
         with suppress(*AWAY):
             return int(plain_sql(self.url, query)[0][0])
