@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import signal
 import sys
 
 from tests.chaos.courses import blow
@@ -56,6 +57,7 @@ def rate_of(text: str) -> float:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left behind then, either
     try:
         sys.exit(main())
     except KeyboardInterrupt:
