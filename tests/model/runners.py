@@ -426,15 +426,15 @@ class Runner:
         shown: str | None = None,
     ) -> None:
         claim = held.claim
-        ended = self.ask(
+        self.ask(
             "end",
             lambda conn: statements.end(
                 conn, claim, state, message, external_id=external_id, external_state=shown
             ),
             (claim,),
         )
-        if ended or not self.world.stands(claim):
-            self.drop(held)
+        # Also where nothing was written, as the row speaks of other work: whoever adopts it finds out.
+        self.drop(held)
 
     # --- cancelling -----------------------------------------------------------------------------
 

@@ -251,6 +251,22 @@ async def test_a_job_that_beats_is_never_adopted(database: Database) -> None:
 
 
 @in_loop
+async def test_a_job_whose_record_was_lost_by_the_database_ends_truly_all_the_same(
+    database: Database, database_url: str
+) -> None:
+    with outside() as backend:
+        (job_id,) = store(a_job())
+        async with a_worker(database):
+            await soon(lambda: row_of(database, job_id)["external_id"] is not None)
+            external_id = row_of(database, job_id)["external_id"]
+            plain_sql(database_url, f"UPDATE job SET external_id = NULL WHERE id = {job_id}")  # a failover
+            BaseJob.get(job_id).request_kill()
+            await until_state(database, JobState.KILLED, job_id)
+        assert look(database, job_id, "claims", "external_id") == (2, external_id)
+        assert backend.submissions(row_of(database, job_id)["submit_token"]) == 1
+
+
+@in_loop
 async def test_an_orphan_of_an_unservable_kind_is_left_to_others(database: Database) -> None:
     with outside() as backend:
         known = an_orphan(database, backend)
