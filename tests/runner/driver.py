@@ -9,7 +9,6 @@ submission: `before begin_submit`, `after begin_submit`, `before submit`, `after
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -40,7 +39,9 @@ class Strike:
         if when == self.when and not self._passed.is_set():
             self._passed.set()
             say("at", self.point)
-            os.kill(os.getpid(), self.number)
+            # At this very thread: sent to the process, SIGSTOP may reach another one first, on a busy machine
+            # a moment later, and this one would go past the point.
+            signal.pthread_kill(threading.get_ident(), self.number)
 
     def arm(self) -> None:
         if self.name == "submit":
