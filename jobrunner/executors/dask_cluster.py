@@ -18,6 +18,7 @@ LOCAL = "local"
 CONNECT_S = 10.0
 """Seconds for which the scheduler is tried to be reached."""
 _CALL_S = 5.0
+_LOGGERS = ("distributed", "distributed.client", "tornado", "asyncio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self._distributed: Any = require("distributed", "dask", "A worker with --executor dask")
-        for name in (
-            "distributed",
-            "distributed.client",
-            "tornado",
-            "asyncio",
-        ):  # what goes wrong there, we say in our own words
+        for name in _LOGGERS:  # what goes wrong there, we say in our own words
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._local: Any = None
         self._client: Any = None

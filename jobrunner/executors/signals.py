@@ -47,4 +47,5 @@ def ignored(number: signal.Signals) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(number, before)
+        if before is not None:  # None: as above
+            signal.signal(number, before)

@@ -79,7 +79,7 @@ class Faults:
 
 
 class Chaos:
-    """Strikes at random. Each method does one fault; False: there was nothing that it could strike."""
+    """Strikes at random. Each method does one fault, or none where there is nothing that it could strike."""
 
     def __init__(
         self, faults: Faults, processes: Processes, outside: Outside, url: str, rng: random.Random
@@ -91,46 +91,44 @@ class Chaos:
 
     # --- workers --------------------------------------------------------------------------------------
 
-    def kill_a_worker(self) -> bool:
-        return self._kill("kill -9 of a worker", "worker")
+    def kill_a_worker(self) -> None:
+        self._kill("kill -9 of a worker", "worker")
 
-    def kill_a_dask_worker(self) -> bool:
-        return self._kill("kill -9 of a Dask worker", "Dask worker")
+    def kill_a_dask_worker(self) -> None:
+        self._kill("kill -9 of a Dask worker", "Dask worker")
 
-    def kill_the_scheduler(self) -> bool:
-        return self._kill("kill -9 of Dask's scheduler", "scheduler")
+    def kill_the_scheduler(self) -> None:
+        self._kill("kill -9 of Dask's scheduler", "scheduler")
 
-    def _kill(self, kind: str, *places: str) -> bool:
+    def _kill(self, kind: str, *places: str) -> None:
         place = self._one_of(*places)
         if place is None:
-            return False
+            return
         self.faults.note(kind, pids=frozenset({place.pid}))
         place.is_struck = True
         place.send(signal.SIGKILL, -signal.SIGKILL)
-        return True
 
-    def stop_a_worker(self) -> bool:
+    def stop_a_worker(self) -> None:
         """Deploy anew: SIGTERM, and the next one."""
         place = self._one_of("worker")
         if place is None:
-            return False
+            return
         place.is_struck = True
         self.faults.note("SIGTERM of a worker")
         place.send(signal.SIGTERM, 0, -signal.SIGTERM, TAKEN_FOR_DEAD)
-        return True
 
-    def pause_past_the_grace(self) -> bool:
+    def pause_past_the_grace(self) -> None:
         seconds = GRACE_S + self._rng.uniform(2.0, 5.0)
-        return self._pause("SIGSTOP past the grace, SIGCONT", seconds, is_long=True)
+        self._pause("SIGSTOP past the grace, SIGCONT", seconds, is_long=True)
 
-    def pause_for_a_moment(self) -> bool:
+    def pause_for_a_moment(self) -> None:
         """Stop a worker for less than its grace: nobody may take it for dead."""
-        return self._pause("SIGSTOP within the grace, SIGCONT", self._rng.uniform(0.3, 1.5), is_long=False)
+        self._pause("SIGSTOP within the grace, SIGCONT", self._rng.uniform(0.3, 1.5), is_long=False)
 
-    def _pause(self, kind: str, seconds: float, *, is_long: bool) -> bool:
+    def _pause(self, kind: str, seconds: float, *, is_long: bool) -> None:
         place = self._one_of("worker", "Dask worker")
         if place is None:
-            return False
+            return
         fault = self.faults.note(kind, pids=frozenset({place.pid}) if is_long else frozenset())
         process = place.process
         assert process is not None
@@ -144,9 +142,8 @@ class Chaos:
             fault.until_s += HEARTRATE_S  # until it has beaten
 
         self.faults.later(seconds, go_on)
-        return True
 
-    def kill_code(self) -> bool:
+    def kill_code(self) -> None:
         """Kill a process that runs a job's code: the job's own end."""
         running = "state = 'running' AND job_type IN ('ChaosCodeJob', 'ChaosAgainJob')"
         with suppress(*AWAY):
@@ -156,35 +153,31 @@ class Chaos:
                     if psutil.Process(pid).cwd() == str(self.processes.directory):
                         self.faults.note("kill -9 of a process that runs code", pids=frozenset({pid}))
                         os.kill(pid, signal.SIGKILL)
-                        return True
-        return False
 
     # --- the database ---------------------------------------------------------------------------------
 
-    def restart_the_database(self) -> bool:
+    def restart_the_database(self) -> None:
         assert self.postgres is not None
         fault = self.faults.note("restart of PostgreSQL", is_database_away=True)
         self.postgres.stop()
         time.sleep(self._rng.choice([0.0, 0.0, 1.0, 3.0]))
         self.postgres.start()
         fault.end()
-        return True
 
-    def cut_connections(self) -> bool:
+    def cut_connections(self) -> None:
         """End a worker's connections to the database; it may connect again at once."""
         place = self._one_of("worker", "Dask worker")
         if place is None or place.proxy is None:
-            return False
+            return
         self.faults.note("connections to the database cut").end()
         place.expected.add(NO_DATABASE)  # if it is only about to start
         place.proxy.cut()
-        return True
 
-    def leave_connections_half_open(self) -> bool:
+    def leave_connections_half_open(self) -> None:
         """Let nothing through between a worker and the database, and say so to neither."""
         place = self._one_of("worker", "Dask worker")
         if place is None or place.proxy is None:
-            return False
+            return
         fault = self.faults.note("connections to the database half open", writers=frozenset({place.writer}))
         proxy, process = place.proxy, place.process
         place.is_struck = True
@@ -199,14 +192,13 @@ class Chaos:
             fault.until_s += _RECOVERS_S
 
         self.faults.later(self._rng.uniform(3.0, 12.0), go_on)
-        return True
 
-    def fill_the_disk(self) -> bool:
+    def fill_the_disk(self) -> None:
         """Leave no byte free where the SQLite file is."""
         assert self.small_disk is not None
         ballast = self.small_disk / "ballast"
         if ballast.exists():
-            return False
+            return
         fault = self.faults.note("disk of SQLite full", is_database_away=True)
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
@@ -217,11 +209,10 @@ class Chaos:
             fault.end()
 
         self.faults.later(self._rng.uniform(1.0, 8.0), empty)
-        return True
 
     # --- outside --------------------------------------------------------------------------------------
 
-    def storm(self) -> bool:
+    def storm(self) -> None:
         """Let a server refuse, break off or hang all calls for a while."""
         side = self._rng.choice([each for each in self.outside.sides.values() if each.environment()])
         kind = side.storm(self._rng)
@@ -232,23 +223,21 @@ class Chaos:
             fault.end()
 
         self.faults.later(self._rng.uniform(1.0, 8.0), calm)
-        return True
 
-    def wish_a_kill(self) -> bool:
+    def wish_a_kill(self) -> None:
         """Set the kill flag of a job, by plain SQL, as any client would."""
         plans = self.outside.at_work()
         if not plans:
-            return False
+            return
         plan = self._rng.choice(plans)
         now = "now()" if self._url.startswith("postgresql") else "datetime('now')"
+        plan.is_unwanted = True
         with suppress(*AWAY):  # then it was wished or not: the row says
-            plan.killed_s = time.time()
             plain_sql(
                 self._url,
                 f"UPDATE job SET kill_requested_at = {now}, kill_requested_by = 'chaos' WHERE name = "
                 f"'{plan.name}' AND state IN ('queued', 'running') AND kill_requested_at IS NULL",
             )
-        return True
 
     def _one_of(self, *kinds: str) -> Place | None:
         places = self.processes.at_peace(*kinds)

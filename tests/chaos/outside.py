@@ -4,7 +4,7 @@ import random
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +32,8 @@ class Plan:
     seconds: float
     succeeds: bool
     is_stored: bool = False
-    killed_s: float | None = None
-    """time.time() when its kill was wished."""
+    is_unwanted: bool = False
+    """Whether its kill was wished, or tried to be."""
 
 
 @dataclass(slots=True)
@@ -330,7 +330,7 @@ class Outside:
         return [
             plan
             for plan in list(self.plans.values())
-            if plan.is_stored and plan.killed_s is None and plan.name not in over
+            if plan.is_stored and not plan.is_unwanted and plan.name not in over
         ]
 
     def works_of(self, name: str) -> list[Work]:
@@ -338,8 +338,8 @@ class Outside:
         return [work for work in self.works.values() if work.name == name]
 
 
-def outside(stack: ExitStack, notes: Path, without: Callable[[str], bool] = lambda _kind: False) -> Outside:
-    """Begin to serve it all, until the stack is closed. `without`: the kinds that are left out."""
+def outside(stack: ExitStack, notes: Path) -> Outside:
+    """Begin to serve it all, until the stack is closed."""
     kept = Notes(notes)
     batch = batch_server.serving(signature_lifetime_s=kinds.SIGNATURE_LIFETIME_S)
     sides: list[Side] = [
@@ -350,4 +350,4 @@ def outside(stack: ExitStack, notes: Path, without: Callable[[str], bool] = lamb
         CodeSide(kept, again=False),
         CodeSide(kept, again=True),
     ]
-    return Outside({side.kind: side for side in sides if not without(side.kind)})
+    return Outside({side.kind: side for side in sides})
