@@ -24,7 +24,7 @@ from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, Se
 from jobrunner.redaction import mask_url
 from jobrunner.settings import Settings, get_settings
 
-SCHEMA_VERSION = "0004"
+SCHEMA_VERSION = "0005"
 """The newest migration of this version; a test holds it against the migrations themselves."""
 
 _MIN_SQLITE = (3, 35, 0)  # RETURNING

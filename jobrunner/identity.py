@@ -34,10 +34,20 @@ def hostname() -> str:
 
 def unixname() -> str:
     """Return the name of the user that this process acts as, or the number where it has no name."""
+    return username(uid())
+
+
+def username(number: int) -> str:
+    """Return the name of the user with this number, or the number where it has no name here."""
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:  # a container may run under a number that its passwd file does not have
-        return str(os.geteuid())
+        return pwd.getpwuid(number).pw_name
+    except (KeyError, OverflowError):  # a container may run under a number that its passwd file does not have
+        return str(number)
+
+
+def uid() -> int:
+    """Return the number of the user that this process acts as: whose processes it may signal."""
+    return os.geteuid()
 
 
 @cache

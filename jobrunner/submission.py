@@ -46,6 +46,7 @@ class _Submission:
         self._in_doubt = self._started_at is not None or (owned.claim.claims > 1 and not is_new)
         self._baseline: str | None = row["submit_baseline"]
         self._host_id = identity.host_id() if owned.is_bound_here else None
+        self._host_uid = identity.uid() if owned.is_bound_here else None
         self._said: str | None = None
 
     async def run(self) -> Verdict | None:
@@ -101,7 +102,7 @@ class _Submission:
         if not await self._has_baseline():
             return None
         begun_s, started_at = await self._runner.persist(
-            _begin, owned.claim, owned.token, self._host_id, self._baseline
+            _begin, owned.claim, owned.token, self._host_id, self._baseline, self._host_uid
         )
         if started_at is None:
             return await self._why_not_begun()
@@ -242,11 +243,9 @@ class _Submission:
         await self._rest(max(0.0, (retry_at - now).total_seconds()))
 
 
-def _begin(
-    connection: Connection, claim: Claim, token: str, host_id: str | None, baseline: str | None
-) -> tuple[float, dt.datetime | None]:
+def _begin(connection: Connection, claim: Claim, token: str, *more: Any) -> tuple[float, dt.datetime | None]:
     """Store the intent; return the moment before it was stored, and when that was by the database."""
-    return monotonic_s(), statements.begin_submit(connection, claim, token, host_id, baseline)
+    return monotonic_s(), statements.begin_submit(connection, claim, token, *more)
 
 
 def _checked_id(answer: object) -> str:

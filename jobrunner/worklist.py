@@ -29,11 +29,14 @@ class Todo:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Queued jobs that need the same: this type, this connection, this host."""
+    """Queued jobs that need the same: this type, this connection, this host and user, these rules."""
 
     job_type: str
     connection: str | None
     host_id: str | None
+    host_uid: int | None
+    needs: int | None
+    is_held: bool
     count: int
 
 
@@ -56,7 +59,8 @@ def _has_missed_a_beat() -> ColumnElement[bool]:
 def waiting(conn: Connection) -> list[Waiting]:
     """Return what waits, by what it needs."""
     job, _ = tables()
-    needs = (job.c.job_type, job.c.connection, job.c.host_id)
+    is_held = job.c.held_at.is_not(None).label("is_held")
+    needs = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid, job.c.needs, is_held)
     statement = select(*needs, func.count()).where(job.c.state == JobState.QUEUED).group_by(*needs)
     return [Waiting(*row) for row in conn.execute(statement)]
 

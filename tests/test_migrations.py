@@ -1,11 +1,13 @@
 """The migrations: up and down with data, many at once, and equal to the models."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from jobrunner import database as database_module
@@ -232,7 +234,7 @@ def test_the_kill_flag_has_its_trigger(postgres_url: str) -> None:
     triggers = plain_sql(
         postgres_url,
         "SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger "
-        "WHERE tgrelid = 'job'::regclass AND NOT tgisinternal",
+        "WHERE tgrelid = 'job'::regclass AND NOT tgisinternal AND tgname = 'jobrunner_kill'",
     )
     ((name, definition),) = triggers
     assert name == "jobrunner_kill"
@@ -246,7 +248,15 @@ def test_an_id_is_never_used_again(database: Database, database_url: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong", ["state = 'paused'", "heartrate = 0", "heartrate = -1", "latest_heartbeat = NULL"]
+    "wrong",
+    [
+        "state = 'paused'",
+        "latest_heartbeat = NULL",
+        *("heartrate = 0", "heartrate = -1", "heartrate = 1e300"),
+        *("poll_interval = 0", "poll_interval = -1", "poll_interval = 1e300"),
+        *("start_timeout = 0", "start_timeout = 1e300"),
+        *("claims = -1", "attempt = -1"),
+    ],
 )
 def test_the_table_refuses_what_would_mislead_its_readers(
     database: Database, database_url: str, wrong: str
@@ -254,6 +264,40 @@ def test_the_table_refuses_what_would_mislead_its_readers(
     insert_job(database)
     with pytest.raises(Exception, match=r"(?i)check|null"):
         plain_sql(database_url, f"UPDATE job SET {wrong}")
+
+
+@pytest.mark.parametrize("column", ["heartrate", "poll_interval", "start_timeout"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_postgresql_refuses_numbers_that_nobody_can_wait_for(
+    postgres_database: Database, postgres_url: str, column: str, value: str
+) -> None:
+    insert_job(postgres_database)
+    with pytest.raises(psycopg.errors.CheckViolation):
+        plain_sql(postgres_url, f"UPDATE job SET {column} = '{value}'")
+
+
+@pytest.mark.parametrize("column", ["heartrate", "poll_interval", "start_timeout", "claims", "attempt"])
+@pytest.mark.parametrize("value", ["'often'", "9e999", "x'00ff'", "9223372036854775807"])
+def test_sqlite_refuses_what_cannot_be_read_as_a_number(
+    sqlite_database: Database, sqlite_url: str, column: str, value: str
+) -> None:
+    insert_job(sqlite_database)
+    with pytest.raises(sqlite3.IntegrityError):
+        plain_sql(sqlite_url, f"UPDATE job SET {column} = {value}")
+
+
+def test_an_upgrade_repairs_numbers_that_the_new_schema_refuses(
+    unmigrated: Database, empty_database_url: str
+) -> None:
+    schema.upgrade(unmigrated, "0004")
+    on_sqlite = empty_database_url.startswith("sqlite")
+    for value in ("9e999", "'fast'") if on_sqlite else ("'NaN'", "'Infinity'"):
+        insert = "INSERT INTO job (job_type, heartrate, poll_interval) VALUES ('Bare', {0}, {0})"
+        plain_sql(empty_database_url, insert.format(value))
+    schema.upgrade(unmigrated)
+    rows = plain_sql(empty_database_url, "SELECT heartrate, poll_interval FROM job")
+    assert rows == [(5.0, None)] * 2
+    unmigrated.dispose()
 
 
 def test_events_go_with_their_job(database: Database, database_url: str) -> None:

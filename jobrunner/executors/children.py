@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -29,7 +28,7 @@ from jobrunner.logs import get_logger
 from jobrunner.models.own_run import kill_message
 from jobrunner.resources import NONE, words_of
 from jobrunner.settings import configured
-from jobrunner.statements import Claim, Sighting
+from jobrunner.statements import Claim, Sighting, new_runner_id
 from jobrunner.states import JobState
 
 log = get_logger(__name__)
@@ -123,7 +122,7 @@ class Children:
         resources: Mapping[str, float] = NONE,  # noqa: ARG002  # a child has what its worker has
     ) -> None:
         """Start a child for a queued job, or for an orphan. Raises OSError where there can be none."""
-        runner_id = str(uuid.uuid4())
+        runner_id = new_runner_id()
         seen = None
         if orphan is not None:
             seen = (orphan.runner_id, orphan.claims, orphan.latest_heartbeat.isoformat())

@@ -34,6 +34,15 @@ FILLFACTOR = 50
 _SUBMITTED = "submit_started_at IS NOT NULL AND external_id IS NOT NULL AND state IN ('queued', 'running')"
 _FLAGGED = "kill_requested_at IS NOT NULL"
 
+# NaN and the infinities fail these on PostgreSQL; text, which any SQLite client may write, fails them there.
+NUMBERS = {
+    "heartrate": "heartrate > 0 AND heartrate <= 1e9",
+    "poll_interval": "poll_interval IS NULL OR (poll_interval > 0 AND poll_interval <= 1e9)",
+    "start_timeout": "start_timeout IS NULL OR (start_timeout > 0 AND start_timeout <= 1e9)",
+    "claims": "claims >= 0 AND claims <= 2147483647",
+    "attempt": "attempt >= 0 AND attempt <= 2147483647",
+}
+
 _Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
@@ -59,6 +68,7 @@ class BaseJob(Base):
         Index(None, "name", "id"),
         Index(None, "dag_id"),
         Index(None, "parent_id"),
+        Index(None, "key", unique=True),
         # Two that live must not take the same work for their own; of those that only watch it, there may
         # be many, and a system that was set up anew begins to count anew.
         Index(
@@ -71,7 +81,7 @@ class BaseJob(Base):
         ),
         # Who asks which of its jobs are to be killed, asks often: on SQLite after each commit of anybody.
         Index(None, "runner_id", postgresql_where=text(_FLAGGED), sqlite_where=text(_FLAGGED)),
-        CheckConstraint("heartrate > 0", name="heartrate"),
+        *(CheckConstraint(rule, name=name) for name, rule in NUMBERS.items()),
         CheckConstraint(
             "state IN ('queued', 'running', 'success', 'failed', 'killed', 'lost')", name="state"
         ),
@@ -81,6 +91,7 @@ class BaseJob(Base):
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     job_type: Mapped[str] = mapped_column(String(250))
+    key: Mapped[str | None] = mapped_column(String(250))
     name: Mapped[str | None] = mapped_column(String(250))
     dag_id: Mapped[str | None] = mapped_column(String(250))
     parent_id: Mapped[int | None] = mapped_column(BigId, ForeignKey("job.id", ondelete="SET NULL"))
@@ -101,8 +112,12 @@ class BaseJob(Base):
     process_started_at: Mapped[str | None] = mapped_column(String(250))
 
     runner_id: Mapped[str | None] = mapped_column(String(36))
+    runner_host_id: Mapped[str | None] = mapped_column(String(250))
     claims: Mapped[int] = mapped_column(Integer, server_default="0")
+    needs: Mapped[int | None] = mapped_column(Integer)
+    held_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     host_id: Mapped[str | None] = mapped_column(String(250))
+    host_uid: Mapped[int | None] = mapped_column(BigId)
     adoptable: Mapped[bool] = mapped_column(server_default=true())
 
     kill_requested_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from jobrunner.models.monitor_job import MonitorJob
 from jobrunner.settings import get_settings
+from jobrunner.statements import PROTOCOL
 
 
 class ProcessMonitorJob(MonitorJob):
@@ -42,5 +43,7 @@ class ProcessMonitorJob(MonitorJob):
                 "stop_grace_s": stop_grace,
             }
         )
+        # jobrunner 0.1 knows neither that the work belongs to a user, nor where its records are.
+        kwargs.setdefault("needs", PROTOCOL)
         kwargs.setdefault("name", os.path.basename(spec.command[0])[:250])  # noqa: PTH119
         super().__init__(executor, heartrate, spec=spec.model_dump(), **kwargs)

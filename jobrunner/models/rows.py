@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STORED_COLUMNS = (
     *("job_type", "name", "dag_id", "parent_id", "heartrate", "executor_class", "hostname", "unixname"),
     *("adoptable", "host_id", "connection", "spec", "submit_token", "external_id", "poll_interval"),
-    *("start_timeout", "resubmit"),
+    *("start_timeout", "resubmit", "needs"),
 )
 """What an object brings into its row when it is stored; all else is the protocol's to write."""
 

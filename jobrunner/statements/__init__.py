@@ -20,6 +20,7 @@ from jobrunner.statements.submitting import (
     say_unsubmitted,
 )
 from jobrunner.statements.table import (
+    PROTOCOL,
     Claim,
     Owner,
     Sighting,
@@ -27,11 +28,13 @@ from jobrunner.statements.table import (
     get_many,
     get_or_none,
     new_owner,
+    new_runner_id,
     now,
     tables,
 )
 
 __all__ = [
+    "PROTOCOL",
     "Beaten",
     "Claim",
     "Owner",
@@ -54,6 +57,7 @@ __all__ = [
     "lose",
     "lose_many",
     "new_owner",
+    "new_runner_id",
     "now",
     "observe_many",
     "prune",

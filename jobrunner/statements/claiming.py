@@ -28,7 +28,8 @@ from jobrunner.statements.table import (
     actor_of,
     get,
     get_many,
-    is_bound_to,
+    may_claim,
+    may_judge,
     of_given,
     tables,
     with_event,
@@ -58,7 +59,7 @@ def claim_queued(conn: Connection, job_id: int, owner: Owner, host_id: str | Non
     `host_id`: another host that this one can serve, beside its own (`identity.can_serve`).
     """
     job, _ = tables()
-    guard = [job.c.state == JobState.QUEUED, is_bound_to(owner.host_id, host_id)]
+    guard = [job.c.state == JobState.QUEUED, may_claim(owner, host_id)]
     return _claim(conn, job_id, owner, JobState.QUEUED, guard, "claimed")
 
 
@@ -69,7 +70,7 @@ def adopt(conn: Connection, seen: Sighting, owner: Owner, host_id: str | None = 
     `host_id`: as for `claim_queued`.
     """
     job, _ = tables()
-    guard = [*_stands_as(seen), job.c.adoptable, is_bound_to(owner.host_id, host_id)]
+    guard = [*_stands_as(seen), job.c.adoptable, may_claim(owner, host_id)]
     return _claim(conn, seen.job_id, owner, JobState.RUNNING, guard, "adopted from a silent runner")
 
 
@@ -79,7 +80,7 @@ def lose(conn: Connection, seen: Sighting, actor: str, message: str) -> bool:
     The same watching comes before it as before an adoption.
     """
     job, _ = tables()
-    statement = update(job).where(*_stands_as(seen))
+    statement = update(job).where(*_stands_as(seen), may_judge())
     values = {"state": JobState.LOST, "end_date": db_now(), "message": message}
     event = (JobState.RUNNING, JobState.LOST, actor, message)
     return with_event(conn, statement.values(values), *event) is not None
@@ -98,7 +99,7 @@ def claim_many(
     are about to claim are passed over, on PostgreSQL, so that several who claim share what there is.
     """
     job, _ = tables()
-    guard = and_(job.c.state == JobState.QUEUED, is_bound_to(owner.host_id, *host_ids), _is_of(served))
+    guard = and_(job.c.state == JobState.QUEUED, may_claim(owner, *host_ids), _is_of(served))
     some = select(job.c.id).where(guard).order_by(job.c.id).limit(most)
     if conn.dialect.name == "postgresql":
         some = some.with_for_update(key_share=True, skip_locked=True)
@@ -119,7 +120,7 @@ def adopt_many(
     if not seen:
         return []
     job, _ = tables()
-    statement = _of_sighted(conn.dialect.name).where(job.c.adoptable, is_bound_to(owner.host_id, *host_ids))
+    statement = _of_sighted(conn.dialect.name).where(job.c.adoptable, may_claim(owner, *host_ids))
     why = "adopted from a silent runner"
     return _claimed(conn, statement, owner, JobState.RUNNING, why, rows=_sightings(seen))
 
@@ -131,7 +132,7 @@ def lose_many(conn: Connection, seen: Mapping[Sighting, str], actor: str) -> lis
     """
     if not seen:
         return []
-    statement = _of_sighted(conn.dialect.name, with_message=True)
+    statement = _of_sighted(conn.dialect.name, with_message=True).where(may_judge())
     statement = statement.values(state=JobState.LOST, end_date=db_now())
     rows = _sightings(seen, seen.values())
     return with_events(conn, statement, JobState.RUNNING, JobState.LOST, actor, None, rows=rows)
@@ -224,4 +225,5 @@ def _owned_by(owner: Owner) -> dict[str, Any]:
         "unixname": owner.unixname,
         "pid": owner.pid,
         "process_started_at": owner.process_started_at,
+        "runner_host_id": owner.host_id,
     }

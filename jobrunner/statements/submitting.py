@@ -18,6 +18,7 @@ from jobrunner.sqltypes import db_now
 from jobrunner.statements.given import plain
 from jobrunner.statements.table import (
     LIVE,
+    PROTOCOL,
     Claim,
     actor_of,
     is_one,
@@ -29,11 +30,17 @@ from jobrunner.states import JobState
 
 
 def begin_submit(
-    conn: Connection, claim: Claim, token: str, host_id: str | None = None, baseline: str | None = None
+    conn: Connection,
+    claim: Claim,
+    token: str,
+    host_id: str | None = None,
+    baseline: str | None = None,
+    host_uid: int | None = None,
 ) -> dt.datetime | None:
     """Record that the submission under `token` begins now, and return the database's time of it.
 
-    `host_id` binds the job to this host from here on, where its work runs on the host itself.
+    `host_id` and `host_uid` bind the job to this host and user from here on, where its work runs on the
+    host itself.
     `baseline`: what its backend found outside right before, by which it tells later what is new.
     None: it may not begin, because the claim is lost, a kill is wished, or an external id stands.
     """
@@ -44,6 +51,8 @@ def begin_submit(
     values: dict[str, Any] = {"submit_started_at": db_now(), "submit_baseline": baseline}
     if host_id is not None:
         values["host_id"] = host_id
+    if host_uid is not None:  # jobrunner 0.1 does not know that work belongs to a user, too
+        values |= {"host_uid": host_uid, "needs": PROTOCOL}
     begun = conn.execute(statement.values(values).returning(job.c.submit_started_at)).scalar()
     return cast("dt.datetime | None", begun)
 

@@ -40,6 +40,12 @@ from jobrunner.states import JobState
 LIVE = (JobState.QUEUED, JobState.RUNNING)
 """The states in which a job has not ended."""
 
+PROTOCOL = 2
+"""The number of the rules that this version follows.
+
+A row whose `needs` is higher was stored by a newer version: it is neither claimed here nor declared lost.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -52,20 +58,32 @@ class Owner:
     pid: int
     process_started_at: str
     host_id: str
+    uid: int
 
 
 def new_owner(executor_class: str) -> Owner:
     """Return this process as an owner, under a fresh runner_id: never a name that may come again."""
     me = identity.ProcessIdentity.of(os.getpid())
     return Owner(
-        runner_id=str(uuid.uuid4()),
+        runner_id=new_runner_id(),
         executor_class=executor_class,
         hostname=identity.hostname(),
         unixname=identity.unixname(),
         pid=os.getpid(),
         process_started_at="" if me is None else me.started_at,
         host_id=identity.host_id(),
+        uid=identity.uid(),
     )
+
+
+def new_runner_id() -> str:
+    """Return a fresh runner_id: a random UUID of version 8 (RFC 9562).
+
+    jobrunner 0.1 makes them of version 4, by which the database refuses its claims on rows whose rules
+    it does not know (migration 0005).
+    """
+    random = str(uuid.uuid4())
+    return f"{random[:14]}8{random[15:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +200,24 @@ def of_given(
     return update(job).where(job.c.id == mine.c.id), {name: mine.c[f"said_{name}"] for name in carried}
 
 
-def is_bound_to(*hosts: str | None) -> Any:
+def may_claim(owner: Owner, *hosts: str | None) -> Any:
+    """Return the condition that `owner` may claim a job, whatever its state: the rules are its own to follow.
+
+    `hosts`: other hosts that the owner can serve, beside its own.
+    """
     job, _ = tables()
-    return or_(job.c.host_id.is_(None), job.c.host_id.in_([host for host in hosts if host is not None]))
+    served = [owner.host_id, *(host for host in hosts if host is not None)]
+    return and_(
+        or_(job.c.host_id.is_(None), job.c.host_id.in_(served)),
+        or_(job.c.host_uid.is_(None), job.c.host_uid == owner.uid),
+        may_judge(),
+    )
+
+
+def may_judge() -> Any:
+    """Return the condition that this version knows a job's rules, and that nobody holds the job."""
+    job, _ = tables()
+    return and_(or_(job.c.needs.is_(None), job.c.needs <= PROTOCOL), job.c.held_at.is_(None))
 
 
 def fence(claim: Claim) -> list[Any]:

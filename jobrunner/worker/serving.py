@@ -9,6 +9,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError
 from jobrunner.models import BaseJob, MonitorJob
 from jobrunner.settings import Settings
+from jobrunner.statements import PROTOCOL
 from jobrunner.worklist import WORKER, Waiting
 
 _AGAIN_S = 60.0  # what could not be served is tried again after this: an extra may be installed meanwhile
@@ -79,9 +80,7 @@ class Serving:
         unserved: dict[tuple[str, str | None], str] = {}
         count = 0
         for each in waiting:
-            why = self.why_not(each.job_type, each.connection)
-            if why is None and not identity.can_serve(each.host_id):
-                why = "its process is on another host"
+            why = self.why_not(each.job_type, each.connection) or not_here(each)
             if why is not None:
                 unserved[each.job_type, each.connection] = why
                 continue
@@ -133,6 +132,19 @@ class Serving:
         if self._connections and name not in self._connections:
             return f"this worker serves only the connections {', '.join(sorted(self._connections))}"
         return None
+
+
+def not_here(waiting: Waiting) -> str | None:
+    """Return why jobs of a type that is served here still wait; None: they can be claimed."""
+    if waiting.is_held:
+        return "held since the database was restored: see `jobrunner db restored`"
+    if waiting.needs is not None and waiting.needs > PROTOCOL:
+        return "a newer jobrunner stored it, with rules that this version does not know: upgrade this worker"
+    if not identity.can_serve(waiting.host_id):
+        return "its process is on another host"
+    if waiting.host_uid not in {None, identity.uid()}:
+        return f"its process belongs to the user {identity.username(waiting.host_uid)}"
+    return None
 
 
 def class_of(job_type: str) -> type[BaseJob] | None:
