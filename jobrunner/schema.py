@@ -9,6 +9,7 @@ from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 
+from jobrunner import worklist
 from jobrunner.database import SCHEMA_VERSION, Database
 from jobrunner.errors import SchemaError, UsageError
 
@@ -30,9 +31,27 @@ def locked(database: Database) -> Iterator[Connection]:
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Bring the schema up to `revision`. Raises `UsageError` on an unknown one, `DatabaseError`."""
+    """Bring the schema up to `revision`.
+
+    Raises `UsageError` on an unknown revision and while a worker of an older version beats,
+    `DatabaseError`.
+    """
     with locked(database) as connection:
+        version = _version(connection)
+        if version is not None and version != (SCHEMA_VERSION if revision == "head" else revision):
+            _refuse_beside_workers(connection, database, version)
         _run(command.upgrade, connection, revision)
+
+
+def _refuse_beside_workers(connection: Connection, database: Database, version: str) -> None:
+    """Refuse while workers beat: they are of the version that made this schema, and know no newer rules."""
+    beating = worklist.workers(connection, database.settings.grace_multiplier)
+    if beating:
+        which = ", ".join(f"job {row['id']} (process {row['pid']} on {row['hostname']})" for row in beating)
+        raise UsageError(
+            f"Older workers still run on the schema {version} of {database.shown_url}: {which}. "
+            "Stop them first, with SIGTERM: their jobs wait until a newer worker starts."
+        )
 
 
 def downgrade(database: Database, revision: str) -> None:

@@ -129,9 +129,10 @@ def _unless_locked(conn: Connection, statement: Select[Any]) -> Select[Any]:
 
 
 def workers(conn: Connection, grace_multiplier: float) -> list[RowMapping]:
-    """Return the rows of the workers that are alive: (id, parent_id, hostname, spec, detail)."""
+    """Return the rows of the workers that are alive: (id, parent_id, hostname, pid, spec, detail)."""
     job, _ = tables()
-    statement = select(job.c.id, job.c.parent_id, job.c.hostname, job.c.spec, job.c.detail).where(
+    columns = (job.c.id, job.c.parent_id, job.c.hostname, job.c.pid, job.c.spec, job.c.detail)
+    statement = select(*columns).where(
         job.c.state == JobState.RUNNING,
         job.c.job_type == WORKER,
         alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier),

@@ -300,6 +300,26 @@ def test_an_upgrade_repairs_numbers_that_the_new_schema_refuses(
     unmigrated.dispose()
 
 
+def test_an_upgrade_waits_for_older_workers_to_stop_and_names_them(
+    unmigrated: Database, empty_database_url: str
+) -> None:
+    schema.upgrade(unmigrated, "0004")
+    insert = (
+        "INSERT INTO job (job_type, state, heartrate, hostname, pid) VALUES ('{}', 'running', {}, 'mars', 7)"
+    )
+    plain_sql(empty_database_url, insert.format("WorkerJob", 60))
+    plain_sql(empty_database_url, insert.format("Bare", 60))
+    with pytest.raises(UsageError, match=r"0004.*: job 1 \(process 7 on mars\)\. Stop them"):
+        schema.upgrade(unmigrated)
+    assert unmigrated.schema_version() == "0004"
+    plain_sql(empty_database_url, "UPDATE job SET heartrate = 0.001 WHERE id = 1")  # it fell silent
+    schema.upgrade(unmigrated)
+    plain_sql(empty_database_url, "UPDATE job SET heartrate = 60 WHERE id = 1")
+    schema.upgrade(unmigrated)  # there is nothing to do
+    assert unmigrated.schema_version() == SCHEMA_VERSION
+    unmigrated.dispose()
+
+
 def test_events_go_with_their_job(database: Database, database_url: str) -> None:
     job_id = insert_job(database)
     with database.write() as connection:
