@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, exists, fu
 
 from jobrunner.resources import KEY
 from jobrunner.sqltypes import age_s, alive
-from jobrunner.statements import tables
+from jobrunner.statements import may_judge, tables
 from jobrunner.states import JobState
 
 WORKER = "WorkerJob"
@@ -49,17 +49,18 @@ def todo(conn: Connection) -> Todo:
     return Todo(*map(bool, row))
 
 
-def _has_missed_a_beat() -> ColumnElement[bool]:
+def _has_missed_a_beat() -> Any:
     """Return the condition that a running job may be an orphan; whether it is one, our own clock says."""
     job, _ = tables()
     age = age_s(job.c.latest_heartbeat)
-    return (job.c.state == JobState.RUNNING) & or_(age > _MISSED * job.c.heartrate, age < -job.c.heartrate)
+    is_late = or_(age > _MISSED * job.c.heartrate, age < -job.c.heartrate)
+    return (job.c.state == JobState.RUNNING) & is_late & may_judge()
 
 
 def waiting(conn: Connection) -> list[Waiting]:
     """Return what waits, by what it needs."""
     job, _ = tables()
-    is_held = job.c.held_at.is_not(None).label("is_held")
+    is_held = (job.c.held_at.is_not(None) & job.c.kill_requested_at.is_(None)).label("is_held")
     needs = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid, job.c.needs, is_held)
     statement = select(*needs, func.count()).where(job.c.state == JobState.QUEUED).group_by(*needs)
     return [Waiting(*row) for row in conn.execute(statement)]

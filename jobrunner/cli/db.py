@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobrunner.cli.options import Duration, json_option
+from jobrunner.cli.restored import restored
 
 if TYPE_CHECKING:
     from jobrunner.database import Database
@@ -139,6 +140,9 @@ def prune(*, older_than_s: float, as_json: bool) -> None:
         say_json({"pruned": pruned})
     else:
         say(f"{pruned} {'job' if pruned == 1 else 'jobs'} pruned")
+
+
+db.add_command(restored)
 
 
 def _database() -> "Database":

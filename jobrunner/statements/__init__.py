@@ -8,6 +8,7 @@ owner carries his whole claim, (runner_id, claims), and its row count is looked 
 from jobrunner.statements.beating import Beaten, beat, flagged, look
 from jobrunner.statements.claiming import adopt, adopt_many, claim_many, claim_queued, lose, lose_many, store
 from jobrunner.statements.ending import end, release, release_many
+from jobrunner.statements.holding import HELD, free, held_rows, hold_live, say_held
 from jobrunner.statements.killing import begin_cancel, request_kill
 from jobrunner.statements.observing import Sight, observe_many, tell
 from jobrunner.statements.pruning import prune
@@ -27,6 +28,7 @@ from jobrunner.statements.table import (
     get,
     get_many,
     get_or_none,
+    may_judge,
     new_owner,
     new_runner_id,
     now,
@@ -34,6 +36,7 @@ from jobrunner.statements.table import (
 )
 
 __all__ = [
+    "HELD",
     "PROTOCOL",
     "Beaten",
     "Claim",
@@ -49,13 +52,17 @@ __all__ = [
     "claim_queued",
     "end",
     "flagged",
+    "free",
     "get",
     "get_many",
     "get_or_none",
     "held",
+    "held_rows",
+    "hold_live",
     "look",
     "lose",
     "lose_many",
+    "may_judge",
     "new_owner",
     "new_runner_id",
     "now",
@@ -67,6 +74,7 @@ __all__ = [
     "renew_token",
     "request_kill",
     "resubmit",
+    "say_held",
     "say_unsubmitted",
     "store",
     "tables",

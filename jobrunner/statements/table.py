@@ -215,9 +215,13 @@ def may_claim(owner: Owner, *hosts: str | None) -> Any:
 
 
 def may_judge() -> Any:
-    """Return the condition that this version knows a job's rules, and that nobody holds the job."""
+    """Return the condition that this version knows a job's rules, and that nothing holds the job.
+
+    A hold bars no kill: what carries the flag is never submitted, only ended.
+    """
     job, _ = tables()
-    return and_(or_(job.c.needs.is_(None), job.c.needs <= PROTOCOL), job.c.held_at.is_(None))
+    is_free = or_(job.c.held_at.is_(None), job.c.kill_requested_at.is_not(None))
+    return and_(or_(job.c.needs.is_(None), job.c.needs <= PROTOCOL), is_free)
 
 
 def fence(claim: Claim) -> list[Any]:

@@ -1,0 +1,115 @@
+"""A restored backup revives rows that have run since: they are held until it is known what they did."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from jobrunner import BaseJob, restoring, statements
+from jobrunner.database import Database
+from jobrunner.errors import JobKilled, UsageError
+from jobrunner.states import JobState, Phase
+from jobrunner.testing import MemoryBackend, MemoryMonitorJob, Plan, use_backend
+from jobrunner.worker import WorkerJob
+from tests.helpers import an_owner, insert_job, row_of
+
+
+class Own(BaseJob):
+    """A job with code of its own."""
+
+    def _execute(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def outside() -> Iterator[MemoryBackend]:
+    """An outside system whose work goes on until it is told to end."""
+    backend = MemoryBackend(plan=Plan())
+    with use_backend(backend):
+        yield backend
+
+
+def submitted_since(outside: MemoryBackend, job: MemoryMonitorJob) -> str:
+    """Have the outside do a job's work, as its runner did after the backup; the row knows nothing of it."""
+    external_id = asyncio.run(outside.submit(job.spec or {}, job.submit_token or ""))
+    outside.calls.clear()
+    return external_id
+
+
+def test_live_rows_are_held_and_what_is_stored_later_is_not(database: Database) -> None:
+    waiting, running, worker = Own().store(), insert_job(database, an_owner()), WorkerJob().store()
+    assert restoring.hold_all(database) == 2
+    later = Own().store()
+    held = {job_id: row_of(database, job_id)["held_at"] is not None for job_id in (waiting.id, running)}
+    assert held == {waiting.id: True, running: True}
+    assert row_of(database, worker.id)["held_at"] is None
+    assert row_of(database, later.id)["held_at"] is None
+    with pytest.raises(UsageError):
+        waiting.run()
+    assert waiting.reload().state is JobState.QUEUED
+    assert "restored" in (waiting.message or "")
+
+
+def test_work_that_is_found_outside_is_watched_and_never_submitted_again(
+    database: Database, outside: MemoryBackend
+) -> None:
+    job = MemoryMonitorJob(poll_interval=0.05).store()
+    restoring.hold_all(database)
+    external_id = submitted_since(outside, job)
+    assert restoring.prove(database) == []
+    row = row_of(database, job.id)
+    assert (row["external_id"], row["held_at"]) == (external_id, None)
+    outside.succeed(external_id)
+    job.reload().run()
+    assert (job.state, outside.calls["submit"]) == (JobState.SUCCESS, 0)
+
+
+def test_work_that_is_not_found_is_no_proof_and_waits_for_a_person(
+    database: Database, outside: MemoryBackend
+) -> None:
+    job = MemoryMonitorJob(poll_interval=0.05).store()
+    restoring.hold_all(database)
+    (left,) = restoring.prove(database)
+    assert (left.job_id, left.state) == (job.id, JobState.QUEUED)
+    assert "does not prove" in left.why
+    assert left.why in str(row_of(database, job.id)["message"])
+    assert restoring.confirm(database, [job.id]) == [job.id]
+    outside.plan = Plan(run_for_s=0.0)
+    job.reload().run()
+    assert (job.state, outside.calls["submit"]) == (JobState.SUCCESS, 1)
+
+
+def test_work_that_may_have_been_submitted_again_stays_held(
+    database: Database, outside: MemoryBackend
+) -> None:
+    job = MemoryMonitorJob(poll_interval=0.05, resubmit={"preempted": 2}).store()
+    restoring.hold_all(database)
+    outside.advance(submitted_since(outside, job), Phase.FAILED, "its host was taken", cause="preempted")
+    (left,) = restoring.prove(database)
+    assert "may have been submitted again" in left.why
+
+
+def test_own_code_stays_held_until_it_is_confirmed(database: Database) -> None:
+    job = Own().store()
+    restoring.hold_all(database)
+    assert [each.job_id for each in restoring.prove(database)] == [job.id]
+    assert restoring.confirm(database) == [job.id]
+    job.reload().run()
+    assert job.state is JobState.SUCCESS
+    with pytest.raises(UsageError, match="not held"):
+        restoring.confirm(database, [job.id])
+
+
+def test_a_hold_bars_no_kill(database: Database, outside: MemoryBackend) -> None:
+    queued, submitted = Own().store(), MemoryMonitorJob(poll_interval=0.05).store()
+    external_id = submitted_since(outside, submitted)
+    with database.write() as connection:
+        assert statements.record_submitted(
+            connection, submitted.id, submitted.submit_token or "", external_id
+        )
+    restoring.hold_all(database)
+    assert queued.request_kill(reason="it has run") is JobState.KILLED
+    assert submitted.request_kill(reason="it has run") is JobState.QUEUED
+    with pytest.raises(JobKilled):
+        submitted.reload().run()
+    assert outside.jobs[external_id].phase is Phase.CANCELLED
