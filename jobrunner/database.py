@@ -13,15 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from jobrunner import registry
 from jobrunner.deadline import put_deadline_on_calls
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
-from jobrunner.redaction import mask_url
 from jobrunner.settings import Settings, get_settings
 
 SCHEMA_VERSION = "0005"
@@ -53,11 +52,10 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.url = _parse_url(settings.effective_database_url)
+        place = settings.database
+        self.url = place.to_sqlalchemy()
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        self.shown_url = mask_url(
-            self.url.set(drivername=self.url.get_backend_name()).render_as_string(hide_password=True)
-        )
+        self.shown_url = place.shown
         self.engine = (
             _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
         )
@@ -155,23 +153,6 @@ def _is_missing_table(error: DBAPIError) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
-
-
-def _parse_url(given: str) -> URL:
-    """Return the URL of the settings, which have refused all but SQLite and PostgreSQL already."""
-    try:
-        url = make_url(given)
-    except ArgumentError:
-        raise SettingsError(
-            f"The database_url {mask_url(given)!r} is not a URL: give one such as "
-            "postgresql://user@host/name or sqlite:////path/to/file.db."
-        ) from None
-    is_file = url.database not in {None, "", ":memory:"} and "mode=memory" not in str(url)
-    if url.get_backend_name() == "sqlite" and not is_file:
-        raise SettingsError(
-            "An in-memory SQLite database cannot be reached by a second process: name a file, sqlite:////path/to/file.db."
-        )
-    return url
 
 
 def _sqlite_engine(url: URL, settings: Settings) -> Engine:

@@ -24,6 +24,7 @@ JobrunnerError
     └── LogsUnavailable     there is no output to be read, and why
 """
 
+from jobrunner.known_secrets import without_secrets
 from jobrunner.states import JobState
 
 
@@ -32,7 +33,8 @@ class JobrunnerError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         # The docstring is the message of an error that has nothing to add.
-        super().__init__(message or type(self).__doc__ or type(self).__name__)
+        # Masked here, once for all: the words of drivers and outside systems may quote a secret.
+        super().__init__(without_secrets(message or type(self).__doc__ or type(self).__name__))
 
 
 class UsageError(JobrunnerError):
@@ -148,7 +150,7 @@ def words_of(error: BaseException) -> str:
     """Return an error for a person: a backend's own words as they are, others after their kind."""
     if isinstance(error, BackendError) and str(error):
         return str(error)
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
+    return without_secrets(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
 def error_of_end(job_id: int, state: JobState, message: str | None) -> JobEndedBadly | None:

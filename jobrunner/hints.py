@@ -12,7 +12,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import Connection, func, make_url
+from sqlalchemy import Connection, func
 from sqlalchemy import select as sql_select
 
 from jobrunner.clock import monotonic_s
@@ -162,8 +162,8 @@ class _PostgresEar(_Ear):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        listen_url = database.settings.effective_listen_url
-        self._url = make_url(listen_url) if listen_url else database.url
+        listener = database.settings.listener
+        self._url = listener.to_sqlalchemy() if listener is not None else database.url
         self._connection: Any = None
         self._word = b""
         self._echo_until_s = math.inf

@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from functools import cache
 from typing import Any
 
+from jobrunner.known_secrets import without_secrets
+
 
 class Logger:
     """A logger that imports structlog when it first has something to say."""
@@ -68,4 +70,4 @@ def _render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
     text = str(event.pop("event"))
     trace = event.pop("exception", None)
     fields = "".join(f" {key}={value}" for key, value in event.items())
-    return f"{text}{fields}\n{trace}" if trace else f"{text}{fields}"
+    return without_secrets(f"{text}{fields}\n{trace}" if trace else f"{text}{fields}")

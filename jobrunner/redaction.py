@@ -7,8 +7,9 @@ explain is worse than a rule that can be told in one sentence.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from urllib.parse import unquote
 
-MASK = "***"
+from jobrunner.known_secrets import MASK, remember
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _SECRET_ENDINGS = ("password", "passwords", "passwd", "passphrase", "apikey", "secret", "token")
@@ -43,8 +44,10 @@ _HARMLESS_LAST_WORDS = frozenset({
 
 _REFERENCE = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
 _AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#@:\s]*):([^/?#\s]*)@")
-# An unescaped "/", "?" or "#" in the password; a number before the slash is a port.
-_LOOSE_AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#@:\s]*):(?!\d+[/?#])([^@\s]*)@")
+_USER = r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://(?:\$\{env:\w+\}|[^/?#@:\s])*):"
+_WHOLE_URL = re.compile(rf"{_USER}(?P<rest>.*)", re.DOTALL)
+_URL_IN_TEXT = re.compile(rf"{_USER}(?P<rest>[^\s\"'<>]*)")
+_PORT = re.compile(r"\d+(?=[/?#])")
 _ASSIGNMENT = re.compile(
     r"(?P<before>(?:^|[\s?&;,'\"])-{0,2})(?P<name>[A-Za-z_][\w.-]*)=(?P<value>'[^']*'|\"[^\"]*\"|[^&\s;]+)"
 )
@@ -73,9 +76,36 @@ def is_reference(text: str) -> bool:
 
 def mask_url(url: str) -> str:
     """Return the URL, or a text with URLs in it, without passwords and secret parameters."""
-    for pattern in (_AUTHORITY, _LOOSE_AUTHORITY):
-        url = pattern.sub(lambda found: found[0] if is_reference(found[2]) else f"{found[1]}:{MASK}@", url)
-    return _ASSIGNMENT.sub(_masked_assignment, url)
+    pattern = _WHOLE_URL if _WHOLE_URL.match(url) and len(url.split()) == 1 else _URL_IN_TEXT
+    return _ASSIGNMENT.sub(_masked_assignment, pattern.sub(_masked_password, url))
+
+
+def _masked_password(found: re.Match[str]) -> str:
+    rest = found["rest"]
+    authority = re.match(r"[^/?#]*", rest)
+    assert authority is not None  # it matches the empty text too
+    is_well_formed = "@" in authority[0] and "@" not in rest[authority.end() :]
+    # An unescaped "/", "?" or "#" may belong to the password, but a number before one of them is a port.
+    if "@" not in rest or (_PORT.match(rest) and "@" not in authority[0]):
+        return found[0]
+    password, _, place = (authority[0] if is_well_formed else rest).rpartition("@")
+    if is_reference(password):
+        return found[0]
+    return f"{found['before']}:{MASK}@{place}{rest[authority.end() :] if is_well_formed else ''}"
+
+
+def remember_secrets(options: Mapping[str, object]) -> None:
+    """Remember the secrets among a connection's options, so that no message repeats one."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            remember_secrets(value)
+        elif isinstance(value, str):
+            if looks_secret(key):
+                remember(value.strip())
+            elif found := _WHOLE_URL.match(value.strip()):
+                password, at, _ = found["rest"].rpartition("@")
+                if at:
+                    remember(unquote(password))
 
 
 def mask_value(key: str, value: object) -> str:

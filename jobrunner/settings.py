@@ -12,29 +12,50 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from jobrunner import known_secrets, paths
+from jobrunner.database_url import DatabaseUrl
 from jobrunner.errors import SettingsError
-from jobrunner.redaction import mask_value
-from jobrunner.settings_sources import ENV_PREFIX, Leaf, Tree, explain, gather, leaves, plain, resolve
+from jobrunner.redaction import mask_value, remember_secrets
+from jobrunner.references import has_reference, resolve
+from jobrunner.settings_sources import ENV_PREFIX, Leaf, Tree, explain, gather, leaves, plain
 
 _Value = TypeVar("_Value")
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_POSTGRESQL = "postgresql+psycopg"
-_SCHEMES = {
-    "postgres": _POSTGRESQL,
-    "postgresql": _POSTGRESQL,
-    _POSTGRESQL: _POSTGRESQL,
-    "sqlite": "sqlite",
-    "sqlite+pysqlite": "sqlite",
-}
+_NO_HOME = Path("/nonexistent/jobrunner")
+
+
+def _no_bool(value: Any) -> Any:
+    # Pydantic would take `true` for one second.
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _at_most(limit: float) -> AfterValidator:
+    def check(value: float) -> float:
+        if value > limit:
+            raise ValueError(f"must be {limit:g} or less")
+        return value
+
+    return AfterValidator(check)
+
+
+_Finite = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Seconds = Annotated[_Finite, Field(gt=0), _at_most(1e9)]
+TimeoutSeconds = Annotated[_Finite, Field(ge=0.001), _at_most(2e6)]  # PostgreSQL: milliseconds in 32 bits
 
 
 def _user_data_dir() -> Path:
-    import platformdirs  # here: it is not needed where `data_dir` is set
-
-    return Path(platformdirs.user_data_dir("jobrunner"))
+    return paths.user_data_dir() or _NO_HOME
 
 
 class JobTypeSettings(BaseModel):
@@ -87,16 +108,16 @@ class Settings(BaseSettings):
     listen_url: str | None = None
     data_dir: Path = Field(default_factory=_user_data_dir)
     heartrate: Seconds = 5.0
-    grace_multiplier: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.1
+    grace_multiplier: Annotated[_Finite, Field(gt=1), _at_most(1e6)] = 2.1
     host_grace_s: Seconds = 3600.0
     poll_interval: Seconds | None = None
-    prepare_threshold: Annotated[int, Field(ge=0)] | None = 5
+    prepare_threshold: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**31 - 1)] | None = 5
     postgres_options: bool = True
-    statement_timeout_s: Seconds = 30.0
-    lock_timeout_s: Seconds = 5.0
-    call_timeout_s: Seconds = 40.0
-    connect_timeout_s: Seconds = 10.0
-    sqlite_busy_timeout_s: Seconds = 30.0
+    statement_timeout_s: TimeoutSeconds = 30.0
+    lock_timeout_s: TimeoutSeconds = 5.0
+    call_timeout_s: TimeoutSeconds = 40.0
+    connect_timeout_s: TimeoutSeconds = 10.0
+    sqlite_busy_timeout_s: TimeoutSeconds = 30.0
     job_types: dict[str, JobTypeSettings] = Field(default_factory=dict)
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
 
@@ -125,15 +146,15 @@ class Settings(BaseSettings):
     @field_validator("database_url", "listen_url")
     @classmethod
     def _is_a_known_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("${env:"):
-            _normal_url(value)
+        if value is not None and not has_reference(value):
+            DatabaseUrl.parse(value)
         return value
 
     @field_validator("data_dir")
     @classmethod
     def _is_absolute(cls, value: Path) -> Path:
         # A process that changes its directory later must not change its database.
-        return value.expanduser().absolute()
+        return paths.absolute(value)
 
     @field_validator("prepare_threshold", mode="before")
     @classmethod
@@ -159,19 +180,56 @@ class Settings(BaseSettings):
         return self.database_url is None
 
     @property
+    def database(self) -> DatabaseUrl:
+        """Where the jobs are kept, with variables filled in.
+
+        Raises `SettingsError` where a variable is missing, or where no directory of this user's can hold
+        the embedded database.
+        """
+        if self.database_url is not None:
+            return self._resolved_url("database_url", self.database_url)
+        if not self._has_data_dir():
+            where = "there is no home" if self.data_dir == _NO_HOME else f"{self.data_dir} cannot be made"
+            raise SettingsError(
+                f"This user has no directory for the database ({where}): set JOBRUNNER_DATA_DIR to a "
+                "directory that you may write to, or JOBRUNNER_DATABASE_URL."
+            )
+        return DatabaseUrl.of_file(str(self.data_dir / "jobrunner.db"))
+
+    @property
     def effective_database_url(self) -> str:
         """The database's URL for SQLAlchemy, with its variables filled in: do not show it."""
-        if self.database_url is None:
-            return f"sqlite:///{self.data_dir / 'jobrunner.db'}"
-        return self._resolved_url("database_url", self.database_url)
+        return str(self.database)
+
+    @property
+    def listener(self) -> DatabaseUrl | None:
+        """Where to LISTEN: `listen_url`, or the database itself; None on SQLite."""
+        if self.listen_url is not None:
+            return self._resolved_url("listen_url", self.listen_url)
+        return self.database if self.database.dialect == "postgresql" else None
 
     @property
     def effective_listen_url(self) -> str | None:
         """The URL to LISTEN on: `listen_url`, or the database's own; None on SQLite. Do not show it."""
-        if self.listen_url is not None:
-            return self._resolved_url("listen_url", self.listen_url)
-        url = self.effective_database_url
-        return url if url.startswith("postgresql") else None
+        listener = self.listener
+        return None if listener is None else str(listener)
+
+    @property
+    def records_dir(self) -> Path:
+        """The directory of the records of this user's local processes: in `data_dir`, where there is one.
+
+        A user without a home has them in a private temporary directory. Raises `SettingsError` where there
+        is none either.
+        """
+        if self._has_data_dir():
+            return self.data_dir / "processes"
+        try:
+            return paths.private_temporary() / "processes"
+        except ValueError as error:
+            raise SettingsError(
+                f"This user has no directory for the records of local processes ({error}): set "
+                "JOBRUNNER_DATA_DIR to a directory that you may write to."
+            ) from None
 
     def heartrate_for(self, job_type: str) -> float:
         """Return the seconds between the beats of such a job."""
@@ -208,6 +266,7 @@ class Settings(BaseSettings):
                 f"name one of that kind (configured: {', '.join(of_kind) or 'none'})"
             )
         options = resolve(connection.options, f"connections.{own_name}")
+        remember_secrets(options)
         return own_name, ConnectionSettings(kind=connection.kind, **options)
 
     def provenance(self) -> list[tuple[str, str, str]]:
@@ -230,9 +289,15 @@ class Settings(BaseSettings):
         """Show no secret, in no log and no traceback."""
         yield from ((key, value) for key, value, source in self.provenance() if source != "default")
 
-    def _resolved_url(self, key: str, value: str) -> str:
+    def _has_data_dir(self) -> bool:
+        """Whether `data_dir` was set, or this user's home can hold it."""
+        if "data_dir" in self.model_fields_set:
+            return True
+        return self.data_dir != _NO_HOME and paths.can_be_made(self.data_dir)
+
+    def _resolved_url(self, key: str, value: str) -> DatabaseUrl:
         try:
-            return _normal_url(resolve(value, key))
+            return DatabaseUrl.parse(resolve(value, key))
         except ValueError as error:
             raise SettingsError(f"{key} {error}: correct it, or the variable that it names") from None
 
@@ -270,6 +335,7 @@ def reset() -> None:
     """Forget what `configure` was told and what was read: for tests."""
     global _cached, _overrides
     _cached, _overrides = None, {}
+    known_secrets.forget_all()
 
 
 def _overlaid(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,11 +360,3 @@ def _named(table: Mapping[str, _Value], name: str) -> tuple[str, _Value] | None:
 
 def _known_names() -> dict[tuple[str, ...], frozenset[str]]:
     return {(): frozenset(Settings.model_fields), ("job_types",): frozenset(JobTypeSettings.model_fields)}
-
-
-def _normal_url(url: str) -> str:
-    """Return the URL with the driver that jobrunner uses. Raises ValueError for another database."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in _SCHEMES:
-        raise ValueError("must begin with sqlite:/// or postgresql://")
-    return f"{_SCHEMES[scheme]}://{rest}"

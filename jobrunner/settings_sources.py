@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from jobrunner.errors import SettingsError
+from jobrunner.paths import absolute, config_dirs, is_file_to_read
 from jobrunner.redaction import mask_value
 
 ENV_PREFIX = "JOBRUNNER_"
 FILE_NAME = "jobrunner.toml"
 FILE_VARIABLE = "JOBRUNNER_CONFIG"
 
-_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_LARGEST_FILE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,14 @@ def gather(settings_class: type[BaseSettings], overrides: Mapping[str, Any]) -> 
 def config_files() -> list[Path]:
     """Return where `jobrunner.toml` is looked for, the strongest first."""
     if named := os.environ.get(FILE_VARIABLE):
-        return [Path(named).expanduser().absolute()]
-    import platformdirs  # here: only a process that looks for files pays for it
-
-    directories = [
-        platformdirs.user_config_dir("jobrunner"),
-        *platformdirs.site_config_dir("jobrunner", multipath=True).split(os.pathsep),
-    ]
+        try:
+            return [absolute(named)]
+        except ValueError as error:
+            raise SettingsError(f"{FILE_VARIABLE} {error}") from None
+    directories = [*config_dirs()]
     with suppress(FileNotFoundError):  # the working directory was removed
-        directories.insert(0, str(Path.cwd()))
-    return [Path(directory) / FILE_NAME for directory in dict.fromkeys(directories)]
+        directories.insert(0, Path.cwd())
+    return [directory / FILE_NAME for directory in dict.fromkeys(directories)]
 
 
 def plain(tree: Tree) -> dict[str, Any]:
@@ -80,17 +79,6 @@ def leaves(tree: Tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
             yield (*path, key), node
         else:
             yield from leaves(node, (*path, key))
-
-
-def resolve(value: Any, place: str) -> Any:
-    """Return the value with each `${env:NAME}` in its texts replaced; `place` is for the error's words."""
-    if isinstance(value, str):
-        return _REFERENCE.sub(lambda found: _variable(found[1], place), value)
-    if isinstance(value, Mapping):
-        return {key: resolve(item, f"{place}.{key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [resolve(item, place) for item in value]
-    return value
 
 
 def explain(error: ValidationError, tree: Tree, known: Mapping[tuple[str, ...], frozenset[str]]) -> str:
@@ -123,12 +111,14 @@ _PROBLEMS = {
     "float_type": _NUMBER,
     "greater_than": "must be greater than {gt:g}",
     "greater_than_equal": "must be {ge:g} or more",
+    "less_than_equal": "must be {le} or less",
     "int_from_float": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
     "model_type": "must be a table",
     "path_type": "must be a path",
     "string_type": "must be a text",
+    "string_unicode": "holds bytes that are not UTF-8",
 }
 
 
@@ -152,15 +142,6 @@ def _source_of(tree: Tree, path: tuple[str, ...]) -> str:
     if isinstance(node, Leaf):
         return node.source
     return next((leaf.source for _, leaf in leaves(node)), "")
-
-
-def _variable(name: str, place: str) -> str:
-    value = os.environ.get(name)
-    if value is None:
-        raise SettingsError(
-            f"{place} needs the environment variable {name}, which is not set: set it, or change the setting"
-        )
-    return value
 
 
 def _tree(values: Mapping[str, Any], source: Any, path: tuple[str, ...] = ()) -> Tree:
@@ -211,10 +192,17 @@ def _read_file(path: Path) -> Tree:
     import tomllib  # here: most processes find no file
 
     shown = f"{path.name} ({path})"
+    is_named = bool(os.environ.get(FILE_VARIABLE))
+    if not is_named and not is_file_to_read(path):
+        return {}
     try:
-        text = path.read_bytes().decode()
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            raise SettingsError(f"{shown} is larger than 1 MiB: is it the right file?")
+        text = data.decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
-        if os.environ.get(FILE_VARIABLE):
+        if is_named:
             raise SettingsError(
                 f"{FILE_VARIABLE} names {path}, which does not exist: correct it or unset it"
             ) from None

@@ -11,7 +11,6 @@ def config(*, as_json: bool) -> None:
     """Show the settings that are in force and where each was set; secrets are masked."""
     from jobrunner.cli.output import Column, say_json, say_table, word
     from jobrunner.errors import SettingsError
-    from jobrunner.redaction import mask_url
     from jobrunner.settings import get_settings
 
     settings = get_settings()
@@ -21,6 +20,6 @@ def config(*, as_json: bool) -> None:
     else:
         say_table([Column("setting"), Column("value", folds=True), Column("source", folds=True)], rows)
     try:
-        word(f"The database is {mask_url(settings.effective_database_url)}")
+        word(f"The database is {settings.database.shown}")
     except SettingsError as error:
         word(f"jobrunner: {error}")

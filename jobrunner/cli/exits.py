@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from enum import IntEnum
+from types import TracebackType
 
 import click
 
@@ -19,6 +20,7 @@ from jobrunner.errors import (
     UsageError,
     WaitTimeout,
 )
+from jobrunner.known_secrets import without_secrets
 from jobrunner.states import JobState
 
 DEBUG_VARIABLE = "JOBRUNNER_DEBUG"
@@ -86,9 +88,9 @@ def tell(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         return ExitCode.SUCCESS  # whoever read our output has seen enough
     if os.environ.get(DEBUG_VARIABLE) and not isinstance(error, click.ClickException):
-        traceback.print_exception(error)
+        _print_traceback(error, error.__traceback__)
     sentence, code = _told(error)
-    word(f"jobrunner: {sentence}")
+    word(f"jobrunner: {without_secrets(sentence)}")
     return code
 
 
@@ -119,4 +121,8 @@ def show_own_traceback(error: BaseException) -> None:
     frames = error.__traceback__
     while frames is not None and str(frames.tb_frame.f_globals.get("__name__", "")).startswith("jobrunner."):
         frames = frames.tb_next
-    traceback.print_exception(type(error), error, frames, file=sys.stderr)
+    _print_traceback(error, frames)
+
+
+def _print_traceback(error: BaseException, frames: TracebackType | None) -> None:
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(type(error), error, frames))))

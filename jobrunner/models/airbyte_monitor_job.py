@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 from jobrunner.backends.base import Observation
 from jobrunner.errors import SpecError, UsageError
 from jobrunner.models.monitor_job import MonitorJob
+from jobrunner.references import resolve
 from jobrunner.settings import get_settings
-from jobrunner.settings_sources import resolve
 from jobrunner.states import Phase
 
 _API_VERSION = re.compile(r"v[1-9]\d*")

@@ -39,7 +39,7 @@ class ProcessMonitorJob(MonitorJob):
                 "command": list(command),
                 "cwd": os.path.abspath(cwd) if cwd is not None else os.getcwd(),  # noqa: PTH100, PTH109
                 "env": dict(env or {}),
-                "records_dir": str(get_settings().data_dir / "processes"),
+                "records_dir": str(get_settings().records_dir),
                 "stop_grace_s": stop_grace,
             }
         )

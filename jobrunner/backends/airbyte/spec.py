@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jobrunner.errors import SettingsError, SpecError, SubmitRejected
-from jobrunner.settings_sources import resolve
+from jobrunner.references import resolve
 
 JOB_TYPES = ("sync", "reset", "refresh", "clear")
 POLICIES = ("adopt", "fail")

@@ -1,0 +1,107 @@
+"""Paths that settings name, and the directories of the user, where there may be none.
+
+A service user, a container or a cron job may have no HOME and no entry in the password database. Then
+`~` stands for nothing, and must not become a directory of that name.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_TEMPORARY = ("/var/tmp", "/tmp")  # noqa: S108  # a private directory in it, whose owner is checked
+
+
+def absolute(given: str | os.PathLike[str]) -> Path:
+    """Return the path with `~` expanded, and absolute. Raises ValueError where it cannot be."""
+    text = os.fspath(given)
+    if not text.strip():
+        raise ValueError("is empty: name a path")
+    if "\0" in text:
+        raise ValueError("holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds bytes that are not UTF-8") from None
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, and that user has no home directory: give the whole path") from None
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ValueError("is relative, and the working directory was removed: give the whole path") from None
+
+
+def user_data_dir() -> Path | None:
+    """Return where this user's data belongs, `~/.local/share/jobrunner` on Linux; None without a home."""
+    import platformdirs  # here: it is not needed where the directories are set
+
+    return _usable(lambda: platformdirs.user_data_dir("jobrunner"))
+
+
+def config_dirs() -> Iterator[Path]:
+    """Yield this user's configuration directory, where there is one, and the system's."""
+    import platformdirs  # here, as above
+
+    own = _usable(lambda: platformdirs.user_config_dir("jobrunner"))
+    if own is not None:
+        yield own
+    for directory in platformdirs.site_config_dir("jobrunner", multipath=True).split(os.pathsep):
+        if directory.startswith("/"):
+            yield Path(directory)
+
+
+def _usable(directory: Callable[[], str]) -> Path | None:
+    try:
+        path = Path(directory())
+    except RuntimeError:  # a newer platformdirs; an older one leaves the ~ as it is
+        return None
+    return path if path.is_absolute() else None
+
+
+def is_file_to_read(path: Path) -> bool:
+    """Whether something is there under this name; False too where its directory may not be searched."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    except OSError:
+        return True  # opening it says what is wrong
+    return True
+
+
+def can_be_made(directory: Path) -> bool:
+    """Whether this user can write to the directory, or can make it."""
+    for place in (directory, *directory.parents):
+        if place.is_dir() or os.path.lexists(place):
+            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    return False
+
+
+def private_temporary() -> Path:
+    """Return a directory of this user's alone that needs no home: the same for each process on this host.
+
+    It is made when it is not there. Raises ValueError where it cannot be made, or belongs to somebody else.
+    """
+    for parent in _candidates():
+        directory = parent / f"jobrunner-{os.geteuid()}"
+        try:
+            directory.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        except OSError:
+            continue
+        found = directory.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+            return directory
+        raise ValueError(f"{directory} belongs to somebody else, or others may write to it")
+    raise ValueError("there is no temporary directory that this user may write to")
+
+
+def _candidates() -> Iterator[Path]:
+    """Yield the lasting places first: TMPDIR may differ from one session to the next."""
+    given = os.environ.get("TMPDIR", "")
+    for name in (*_TEMPORARY, *([given] if given.startswith("/") else [])):
+        if os.access(name, os.W_OK | os.X_OK):
+            yield Path(name)
