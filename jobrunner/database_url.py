@@ -132,7 +132,7 @@ class DatabaseUrl:
         ports = [port for value in self.options.get("port", ()) for port in value.split(",")]
         if names == [""] and not ports:
             return self
-        hosts = [_host(name) for name in names] if names != [""] else list(self.hosts)
+        hosts = [_bare_host(name) for name in names] if names != [""] else list(self.hosts)
         if not ports:
             one_port = self.hosts[0].port if len(self.hosts) == 1 and len(hosts) == 1 else None
             ports = ["" if one_port is None else str(one_port)]
@@ -251,6 +251,12 @@ def _host(place: str) -> Host:
         )
     name = _decoded(found["ipv6"] or found["name"])
     return Host(name, _port(found["port"]) if found["port"] is not None else None)
+
+
+def _bare_host(name: str) -> Host:
+    """Return the host of an option, where libpq takes an IPv6 address without brackets."""
+    is_ipv6 = not name.startswith("[") and name.count(":") >= _LEAST_COLONS_OF_IPV6
+    return _host(f"[{name}]" if is_ipv6 and not name.startswith("/") else name)
 
 
 def _port(text: str) -> int:

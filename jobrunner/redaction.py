@@ -76,7 +76,7 @@ def is_reference(text: str) -> bool:
 
 def mask_url(url: str) -> str:
     """Return the URL, or a text with URLs in it, without passwords and secret parameters."""
-    pattern = _WHOLE_URL if _WHOLE_URL.match(url) and len(url.split()) == 1 else _URL_IN_TEXT
+    pattern = _WHOLE_URL if _WHOLE_URL.match(url) else _URL_IN_TEXT
     return _ASSIGNMENT.sub(_masked_assignment, pattern.sub(_masked_password, url))
 
 
@@ -86,7 +86,8 @@ def _masked_password(found: re.Match[str]) -> str:
     assert authority is not None  # it matches the empty text too
     is_well_formed = "@" in authority[0] and "@" not in rest[authority.end() :]
     # An unescaped "/", "?" or "#" may belong to the password, but a number before one of them is a port.
-    if "@" not in rest or (_PORT.match(rest) and "@" not in authority[0]):
+    is_web = found["before"].lower().startswith("http")
+    if "@" not in rest or (is_web and _PORT.match(rest) and "@" not in authority[0]):
         return found[0]
     password, _, place = (authority[0] if is_well_formed else rest).rpartition("@")
     if is_reference(password):
