@@ -40,7 +40,10 @@ class _Environment(EnvSettingsSource):
     def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
         # A client id or password of digits must stay the text that it is: only tables and lists are JSON.
         if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-            return super().decode_complex_value(field_name, field, value)
+            try:
+                return super().decode_complex_value(field_name, field, value)
+            except RecursionError:
+                raise ValueError(f'field "{field_name}": nested too deeply') from None
         return value
 
 
@@ -98,7 +101,8 @@ def explain(error: ValidationError, tree: Tree, known: Mapping[tuple[str, ...], 
         return f'"{name}" is missing{where}: add it there'
     problem = _PROBLEMS.get(first["type"], "").format(**first.get("ctx", {})) or _own_words(first["msg"])
     shown = mask_value(path[-1], first["input"]) if not isinstance(first["input"], Mapping) else "a table"
-    return f"{name} = {shown}{where} {problem}: correct it there"
+    advice = "" if ": " in problem else ": correct it there"  # our own words may say what to do
+    return f"{name} = {shown}{where} {problem}{advice}"
 
 
 _NUMBER = "must be a number"
@@ -220,4 +224,8 @@ def _read_file(path: Path) -> Tree:
         line = found[1] if found else str(max(1, len(text.splitlines())))
         problem = re.sub(r" \(at .*\)$", "", str(error))
         raise SettingsError(f"{path}, line {line}: {problem}: correct the file") from None
+    except RecursionError:
+        raise SettingsError(f"{shown} is nested too deeply: correct the file") from None
+    except ValueError:  # Python reads no number of thousands of digits
+        raise SettingsError(f"{shown} holds a number that is too long: correct the file") from None
     return _tree(values, lambda _: shown)

@@ -43,7 +43,7 @@ def downgrade(revision: str, *, yes: bool, as_json: bool) -> None:
     database = _database()
     before = database.schema_version()
     if not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError("A downgrade loses data, and nobody is here to ask: say --yes.")
         click.confirm(
             f"Take {database.shown_url} from {before or 'no schema'} down to {revision}, and lose data?",

@@ -3,11 +3,11 @@
 import atexit
 import gc
 import sys
-from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
+from jobrunner.cli import streams
 from jobrunner.cli.exits import tell
 from jobrunner.cli.groups import Lazy, LazyGroup
 
@@ -32,9 +32,7 @@ _COMMANDS = {
 class _Main(LazyGroup):
     def main(self, args: Any = None, *_args: Any, **extra: Any) -> NoReturn:
         """Run a command and exit with its code; no error leaves it as a traceback."""
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError, ValueError):  # a stream that a test put there
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        streams.make_usable()
         extra |= {"prog_name": "jobrunner", "standalone_mode": False}  # however it was called
         # The interpreter's last collection looks at every mapped class: a quarter of a short command's time.
         atexit.register(gc.freeze)

@@ -108,8 +108,12 @@ def _refuse(word: str) -> NoReturn:
 
 def find_modules_here() -> None:
     """Let modules be found in the working directory, too, as `python -m` does."""
-    if os.getcwd() not in sys.path:  # noqa: PTH109  # the very text that sys.path holds
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        here = os.getcwd()  # noqa: PTH109  # the very text that sys.path holds
+    except FileNotFoundError:  # it was removed: no module can be in it
+        return
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _make(path: str, given: dict[str, Any]) -> Any:

@@ -48,7 +48,12 @@ def process(
 
 def _check_command(command: Sequence[str], env: Mapping[str, str], cwd: str | None) -> None:
     """Refuse what cannot be started here, before anything is stored."""
-    directory = Path(cwd or ".").absolute()
+    try:
+        directory = Path(cwd or ".").absolute()
+    except FileNotFoundError:
+        raise click.UsageError(
+            "The working directory was removed: name another with --cwd, by its whole path."
+        ) from None
     if not directory.is_dir():
         what = "is no directory" if directory.exists() else "does not exist"
         raise click.UsageError(f"The directory {directory} for the command {what}: give another --cwd.")

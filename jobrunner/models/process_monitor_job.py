@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from jobrunner.errors import SpecError
 from jobrunner.models.monitor_job import MonitorJob
 from jobrunner.settings import get_settings
 from jobrunner.statements import PROTOCOL
@@ -37,7 +38,7 @@ class ProcessMonitorJob(MonitorJob):
         spec = check_spec(
             {
                 "command": list(command),
-                "cwd": os.path.abspath(cwd) if cwd is not None else os.getcwd(),  # noqa: PTH100, PTH109
+                "cwd": _directory(cwd),
                 "env": dict(env or {}),
                 "records_dir": str(get_settings().records_dir),
                 "stop_grace_s": stop_grace,
@@ -47,3 +48,10 @@ class ProcessMonitorJob(MonitorJob):
         kwargs.setdefault("needs", PROTOCOL)
         kwargs.setdefault("name", os.path.basename(spec.command[0])[:250])  # noqa: PTH119
         super().__init__(executor, heartrate, spec=spec.model_dump(), **kwargs)
+
+
+def _directory(cwd: str | os.PathLike[str] | None) -> str:
+    try:
+        return os.path.abspath(cwd if cwd is not None else os.curdir)  # noqa: PTH100  # `..` is resolved too
+    except FileNotFoundError:
+        raise SpecError("The working directory was removed: give the whole path of another as cwd.") from None
