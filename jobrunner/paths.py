@@ -79,6 +79,15 @@ def can_be_made(directory: Path) -> bool:
     return False
 
 
+def is_made(directory: Path) -> bool:
+    """Make the directory where it is missing; False where this user cannot."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
 def private_temporary() -> Path:
     """Return a directory of this user's alone that needs no home: the same for each process on this host.
 

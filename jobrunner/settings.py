@@ -221,7 +221,8 @@ class Settings(BaseSettings):
         A user without a home has them in a private temporary directory. Raises `SettingsError` where there
         is none either.
         """
-        if self._has_data_dir():
+        # Made here, not only looked at: a superuser is told that every file system can be written to.
+        if self._has_data_dir() and ("data_dir" in self.model_fields_set or paths.is_made(self.data_dir)):
             return self.data_dir / "processes"
         try:
             return paths.private_temporary() / "processes"
