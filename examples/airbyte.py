@@ -71,7 +71,7 @@ def take_steps() -> None:
 def jobrunner(*words: str, code: int = 0, stdin: str = "") -> None:
     """Run a command as you would type it; another exit code than it should have is the end."""
     command = [sys.executable, "-m", "jobrunner.cli.main", *words]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=600)
     shown = f"{done.stdout}{done.stderr}(exit code {done.returncode})"
     print(f"$ jobrunner {shlex.join(words)}\n{shown}", flush=True)
     if done.returncode != code:
@@ -83,7 +83,7 @@ def as_somebody_else(connection_id: str) -> str:
     place = f"{os.environ['JOBRUNNER_CONNECTIONS__AIRBYTE_DEFAULT__URL']}/jobs"
     body = json.dumps({"connectionId": connection_id, "jobType": "sync"}).encode()
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-    with urlopen(Request(place, body, headers), timeout=10) as answer:  # noqa: S310  # http to this very process
+    with urlopen(Request(place, body, headers), timeout=60) as answer:  # noqa: S310  # http to this very process
         return str(answer.read().decode())
 
 

@@ -56,7 +56,7 @@ def take_steps() -> None:
 def jobrunner(*words: str, code: int = 0) -> None:
     """Run a command as you would type it; another exit code than it should have is the end."""
     command = [sys.executable, "-m", "jobrunner.cli.main", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     shown = f"{done.stdout}{done.stderr}(exit code {done.returncode})"
     print(f"$ jobrunner {shlex.join(words)}\n{shown}", flush=True)
     if done.returncode != code:

@@ -1,6 +1,7 @@
 """`make demo`: the main job, on the embedded database, in about ten seconds.
 
-Every line after a `$` is run as a process of its own, as you would type it.
+Every line after a `$` is run as a process of its own, as you would type it. Each step waits for what it
+needs to see, not for a time, so that it goes the same way on a slow machine.
 """
 
 import os
@@ -10,11 +11,12 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 from jobrunner.errors import JobrunnerError
 
-_PATIENCE_S = 30.0
-_COUNT = "for i in 1 2 3 4 5 6; do echo line $i; sleep 1; done"
+_PATIENCE_S = 600.0  # for what hangs: far above what a busy machine needs
+_COUNT = 'until [ -e "$DEMO/enough" ]; do echo line $((i += 1)); sleep 1; done'
 _FOREVER = "while true; do echo still here; sleep 1; done"
 
 
@@ -26,31 +28,29 @@ def main() -> int:
     """Run the demo and return 0, or say on which line it went wrong and return 1."""
     with tempfile.TemporaryDirectory(prefix="jobrunner-demo-") as directory:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("JOBRUNNER_")}
-        environment["JOBRUNNER_DATA_DIR"] = directory
+        environment |= {"JOBRUNNER_DATA_DIR": directory, "DEMO": directory}
         try:
-            _play(environment)
+            _play(environment, Path(directory, "enough"))
         except DemoError as error:
             print(f"\nThe demo went wrong: {error}", file=sys.stderr)  # noqa: T201
             return 1
     return 0
 
 
-def _play(environment: dict[str, str]) -> None:
+def _play(environment: dict[str, str], enough: Path) -> None:
     _say("jobrunner keeps each job as a row with a heartbeat; here in SQLite, in a directory of its own.")
     _say("A real command becomes a supervised job, in one terminal:")
-    counting = _Background(
-        environment, "start", "process", "--name", "count", "--heartrate", "1", "--", "sh", "-c", _COUNT
-    )
-    _until(environment, 0, "check", "--job-type", "ProcessMonitorJob")
+    counting = _Background(environment, "start", "process", "--name", "count", "--", "sh", "-c", _COUNT)
+    _until(environment, "line 1", "logs", "1")
 
     _say("In another terminal: is it alive? (exit code 0 says yes)")
-    _run(environment, 0, "check", "--job-type", "ProcessMonitorJob")
+    alive = ("check", "--job-type", "ProcessMonitorJob")
+    _show(alive)
+    print(_until(environment, "alive", *alive), end="", flush=True)  # noqa: T201
 
     _say("A second one, which would run for ever ...")
-    forever = _Background(
-        environment, "start", "process", "--name", "forever", "--heartrate", "1", "--", "sh", "-c", _FOREVER
-    )
-    _until(environment, 0, "show", "2")
+    forever = _Background(environment, "start", "process", "--name", "forever", "--", "sh", "-c", _FOREVER)
+    _until(environment, "still here", "logs", "2")
     _say("... is killed from another process: a flag in the database, obeyed by its owner wherever it runs:")
     _run(environment, 0, "kill", "2", "--reason", "the demo has seen enough", "--wait")
     forever.expect(3)
@@ -58,7 +58,9 @@ def _play(environment: dict[str, str]) -> None:
     _say("What there is:")
     _run(environment, 0, "list")
 
-    _say("The first one ends by itself, and `start` exits with its outcome:")
+    _say("The first one ends by itself, once the file that it waits for is there, and `start` exits so:")
+    _until(environment, "line 3", "logs", "1")
+    enough.touch()
     counting.expect(0)
     _run(environment, 0, "logs", "1")
     _run(environment, 0, "list")
@@ -96,23 +98,29 @@ class _Background:
 
 def _run(environment: dict[str, str], code: int, *words: str) -> None:
     _show(words)
-    done = subprocess.run(_command(words), env=environment, check=False, timeout=_PATIENCE_S)
+    try:
+        done = subprocess.run(_command(words), env=environment, check=False, timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        raise DemoError(f"`jobrunner {shlex.join(words)}` did not end") from None
     _check(words, done.returncode, code)
 
 
-def _until(environment: dict[str, str], code: int, *words: str) -> None:
-    """Repeat a command, unseen, until it exits with `code`."""
+def _until(environment: dict[str, str], output: str, *words: str) -> str:
+    """Repeat a command, unseen, until it succeeds with `output` in what it prints, which is returned."""
     give_up = time.monotonic() + _PATIENCE_S
     while True:
-        done = subprocess.run(
-            _command(words), env=environment, check=False, capture_output=True, timeout=_PATIENCE_S
-        )
-        if done.returncode == code:
-            return
-        if time.monotonic() > give_up:
-            raise DemoError(
-                f"`jobrunner {shlex.join(words)}`: {done.stderr.decode(errors='replace').strip()}"
+        try:
+            done = subprocess.run(
+                _command(words), env=environment, check=False, capture_output=True, timeout=_PATIENCE_S
             )
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"`jobrunner {shlex.join(words)}` did not end") from None
+        printed = done.stdout.decode(errors="replace")
+        if done.returncode == 0 and output in printed:
+            return printed
+        if time.monotonic() > give_up:
+            trouble = done.stderr.decode(errors="replace").strip() or f"never printed {output!r}"
+            raise DemoError(f"`jobrunner {shlex.join(words)}`: {trouble}")
         time.sleep(0.1)
 
 

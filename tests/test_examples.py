@@ -41,7 +41,7 @@ def run_example(name: str, tmp_path: Path, **variables: str) -> "subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=900,  # a bound for what hangs, far above what a busy machine needs
     )
 
 
