@@ -8,6 +8,7 @@ import pytest
 
 from jobrunner import paths
 from jobrunner.errors import SettingsError
+from jobrunner.registry import load_backend_class
 from jobrunner.settings import Settings, configure, get_settings, reset
 
 
@@ -155,3 +156,24 @@ def test_no_home_ever_becomes_a_directory_called_tilde(
     assert settings.data_dir.is_absolute()
     assert "~" not in str(settings.data_dir)
     assert all(path.is_absolute() for path in paths.config_dirs())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("armada", {"url": "armada.example:50051", "ca_file": "~no-such-user/ca.pem"}),
+        ("airbyte", {"ca_file": "~no-such-user/ca.pem"}),
+        ("armada", {"url": "::1:50051"}),
+        ("armada", {"url": "host:70000"}),
+        ("armada", {"url": "host:0"}),
+        ("airbyte", {"url": "http://host:70000"}),
+        ("airbyte", {"url": "http://[::1"}),
+        ("batch", {"endpoint_url": "ftp://host"}),
+    ],
+)
+def test_an_odd_place_of_a_connection_is_one_sentence(kind: str, options: dict[str, str]) -> None:
+    configure(connections={"c": {"kind": kind, **options}})
+    _, connection = get_settings().connection("c", kind)
+    with pytest.raises(SettingsError) as caught:
+        load_backend_class(kind).from_connection(connection)
+    assert len(str(caught.value).splitlines()) == 1

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from jobrunner.backends.airbyte.trouble import CLOUD_URL, SELF_HOSTED_PATH, is_cloud, is_sendable
 from jobrunner.backends.connection import CheckedConnection
+from jobrunner.paths import absolute
 from jobrunner.redaction import mask_url
 
 _AT_ONCE_SELF_HOSTED = 3  # such a server has 5 threads for the public API, and other clients
@@ -88,7 +89,7 @@ class AirbyteConnection(CheckedConnection):
     calls_at_once: Annotated[int, Field(ge=1, le=100)] | None = None
     config_api_url: _UrlOrNothing | None = None
     ui_url: _Url | None = None
-    ca_file: Path | None = None
+    ca_file: Annotated[Path, AfterValidator(absolute)] | None = None
 
     @model_validator(mode="after")
     def _lets_in_one_way(self) -> Self:

@@ -98,7 +98,7 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
     if ca_file is None:
         return True
     try:
-        return ssl.create_default_context(cafile=str(ca_file.expanduser()))
+        return ssl.create_default_context(cafile=str(ca_file))
     except (OSError, RuntimeError) as error:  # RuntimeError: `~` of nobody
         raise SettingsError(f"The `ca_file` {ca_file} of the connection cannot be used: {error}.") from None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobrunner.backends.armada.kubernetes import named, to_json
 from jobrunner.errors import SpecError
+from jobrunner.paths import absolute
 from jobrunner.spec_yaml import load
 
 _POD_SPEC = "k8s.io.api.core.v1.PodSpec"
@@ -45,9 +46,11 @@ def plain_pod_spec(given: object) -> dict[str, Any]:
 
 def _text_in(path: Path) -> str:
     try:
-        data = path.expanduser().read_bytes()
+        data = absolute(path).read_bytes()
     except OSError as error:
         raise SpecError(f"The pod spec {path} cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise SpecError(f"The path of the pod spec {error}.") from None
     try:
         if len(data) > _LARGEST:
             raise SpecError(f"{path} is larger than 1 MiB, which no pod spec is: is it the right file?")
