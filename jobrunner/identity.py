@@ -13,6 +13,7 @@ import sys
 import time
 from calendar import timegm
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,11 @@ def pid_namespace() -> str:
     return link.partition("[")[2].rstrip("]")
 
 
+def can_name_processes() -> bool:
+    """Whether the boot and the namespace of this process's pids are known: only then can they be compared."""
+    return bool(boot_id()) and (not _LINUX or bool(pid_namespace()))
+
+
 def host_id() -> str:
     """Return "machine/boot/pidns": where pids of this process's world can be looked up."""
     return f"{machine_id()}/{boot_id()}/{pid_namespace()}"
@@ -113,7 +119,7 @@ class ProcessIdentity:
     """One process, not to be mistaken for a later one with its pid.
 
     `started` is the kernel's own start mark (see `ProcessStat`). `namespace` is the pid namespace
-    of the pid; empty: that of whoever asks. Compare only on the machine that it came from.
+    of the pid; empty where the system has none.
     """
 
     boot_id: str
@@ -152,19 +158,20 @@ class ProcessIdentity:
         return cls.from_started_at(int(pid), started_at, namespace)
 
     def standing(self) -> Standing:
-        """Whether the process lives. "unknown" where it cannot be told: such a process is never killed."""
-        if self.boot_id and boot_id() and self.boot_id != boot_id():
-            return "dead"
-        if self.namespace and self.namespace != pid_namespace():
-            return "unknown"  # the number means another process here, or none
+        """Whether the process lives. "unknown" where it cannot be told: such a process is never killed.
+
+        Only a process of this boot and this pid namespace can be found dead: of another boot, which may be
+        another machine's, or in another container, the number means another process here, or none.
+        """
+        if not self.boot_id or self.boot_id != boot_id():
+            return "unknown"
+        if self.namespace != pid_namespace() or not can_name_processes():
+            return "unknown"
         try:
             stat = stat_of(self.pid)
         except PermissionError:
             return "unknown"
-        if stat is None or stat.started != self.started or stat.has_ended:
-            return "dead"
-        # Without a boot id the same ticks could be those of another boot.
-        return "alive" if self.boot_id and boot_id() else "unknown"
+        return "dead" if stat is None or stat.started != self.started or stat.has_ended else "alive"
 
 
 def stat_of(pid: int) -> ProcessStat | None:
@@ -187,6 +194,54 @@ def process_table() -> dict[int, ProcessStat]:
         return {stat.pid: stat for stat in _ps("-ax")}
     stats = (_linux_stat(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  (names only)
     return {stat.pid: stat for stat in stats if stat is not None}
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """Return a variable of the environment that a process was started with.
+
+    None: it has none of that name, or its environment cannot be read (another user's, hidden, cleared).
+    """
+    if not _LINUX:
+        return _mac_variable(pid, name)
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123  (read for thousands at a time)
+            text = b"\0" + file.read()
+    except OSError:
+        return None
+    _, found, rest = text.partition(b"\0" + os.fsencode(name) + b"=")
+    return os.fsdecode(rest.partition(b"\0")[0]) if found else None
+
+
+def may_signal(pid: int) -> bool:
+    """Whether this user may signal the process that has `pid` now; one that is gone needs no signal."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True
+
+
+def described(pid: int) -> str:
+    """Return a process as a person finds it: its pid, its name and its user."""
+    import psutil
+
+    name, user = "", ""
+    with suppress(psutil.Error, OSError):
+        name = f" ({psutil.Process(pid).name()})"
+    with suppress(psutil.Error, OSError, KeyError):
+        user = f" of {username(psutil.Process(pid).uids().effective)}"
+    return f"process {pid}{name}{user}"
+
+
+def _mac_variable(pid: int, name: str) -> str | None:
+    import psutil
+
+    try:
+        return psutil.Process(pid).environ().get(name)
+    except (psutil.Error, OSError):
+        return None
 
 
 def _exists(pid: int) -> bool:

@@ -57,11 +57,21 @@ def test_a_stopped_process_is_alive(sleeper: Sleeper) -> None:
     assert it.standing() == "alive"
 
 
-def test_another_start_or_another_boot_is_another_process() -> None:
+def test_another_start_is_another_process() -> None:
     me = ProcessIdentity.of(os.getpid())
     assert me is not None
     assert replace(me, started=me.started + 1).standing() == "dead"
-    assert replace(me, boot_id="another").standing() == "dead"
+
+
+def test_only_of_its_own_boot_and_namespace_is_a_process_found_dead() -> None:
+    me = ProcessIdentity.of(os.getpid())
+    assert me is not None
+    gone = replace(me, started=me.started + 1)
+    assert gone.standing() == "dead"
+    # Two machines may share a machine id; what has another boot may live on the other one.
+    assert replace(gone, boot_id="another").standing() == "unknown"
+    if sys.platform == "linux":
+        assert replace(gone, namespace="").standing() == "unknown"
 
 
 def test_what_cannot_be_told_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from jobrunner.backends.base import (
 )
 from jobrunner.backends.process import ProcessBackend, log_path, wrapper
 from jobrunner.backends.process.records import CancelRecord, ExitRecord, RecordDirectory
-from jobrunner.backends.process.tree import processes_of, send
+from jobrunner.backends.process.tree import Snapshot, processes_of, send
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError, SubmitRejected, SubmitTooLate
 from jobrunner.identity import ProcessIdentity, host_id, process_table
@@ -709,9 +709,9 @@ def test_a_process_of_a_session_without_known_ones_proves_itself_by_its_environm
     start = directory.start()
     assert start is not None
     known_gone = {start.wrapper[0], start.command[0]}
-    table = {pid: stat for pid, stat in process_table().items() if pid not in known_gone}
-    assert set(processes_of(directory, start, (), table)) == {(left.pid, left.started)}
-    assert not processes_of(RecordDirectory(it + "2"), start, (), table)
+    snapshot = Snapshot({pid: stat for pid, stat in process_table().items() if pid not in known_gone})
+    assert set(processes_of(directory, start, (), snapshot)) == {(left.pid, left.started)}
+    assert not processes_of(RecordDirectory(it + "2"), start, (), snapshot)
 
 
 @pytest.mark.parametrize("has_handles", [True, False])

@@ -29,7 +29,7 @@ from jobrunner.backends.process.records import RecordDirectory
 from jobrunner.backends.process.spec import ProcessSpec, check_spec
 from jobrunner.backends.process.tree import RECORD_VARIABLE
 from jobrunner.errors import BackendError, SpecError, SubmitRejected, SubmitTooLate, Throttled
-from jobrunner.identity import host_id, process_table, unixname
+from jobrunner.identity import host_id, unixname
 from jobrunner.settings import ConnectionSettings
 
 _WRAPPER = Path(wrapper.__file__)
@@ -94,9 +94,8 @@ class ProcessBackend:
         """Do nothing: all that is held is in the records."""
 
     def _cancel(self, ids: Sequence[str], reason: str) -> Mapping[str, RemoteError]:
-        table = process_table()
-        troubles = {external_id: self._canceller.cancel(external_id, reason, table) for external_id in ids}
-        return {external_id: RemoteError(text) for external_id, text in troubles.items() if text is not None}
+        troubles = self._canceller.cancel(ids, reason)
+        return {external_id: RemoteError(text) for external_id, text in troubles.items()}
 
 
 def log_path(external_id: str) -> Path:
@@ -118,7 +117,7 @@ def _submit(spec: ProcessSpec, token: str) -> str:
         order = _order(spec, directory)
     except OSError as error:
         raise SubmitRejected(_directory_trouble(directory, error)) from error
-    result, message = _spawn(order)
+    result, message = _spawn(order, directory.path)
     if result in {"started", "already"}:
         return directory.path
     if result == "refused":
@@ -154,9 +153,11 @@ def _as_utf8(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "surrogateescape")
 
 
-def _spawn(order: wrapper.Order) -> tuple[str, str]:
-    """Run the wrapper and return its answer: a result and a message."""
+def _spawn(order: wrapper.Order, path: str) -> tuple[str, str]:
+    """Run the wrapper of the record directory `path` and return its answer: a result and a message."""
     command = [sys.executable, "-I", "-S", "-X", "utf8", str(_WRAPPER)]
+    # Where this process is part of another job, its wrapper must not count as part of that one, too.
+    environment = {**os.environ, RECORD_VARIABLE: path}
     ensure_in_time()
     try:
         # A session of its own: Ctrl-C in the runner's terminal must not cut the start in two.
@@ -166,6 +167,7 @@ def _spawn(order: wrapper.Order) -> tuple[str, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env=environment,
         )
     except OSError as error:
         if error.errno in {errno.EAGAIN, errno.ENOMEM}:

@@ -1,7 +1,9 @@
-"""Ending a job's processes: SIGTERM first, SIGKILL after the grace, to nobody else."""
+"""Ending the processes of jobs: SIGTERM first, SIGKILL after the grace, to nobody else."""
 
+import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jobrunner.backends.process import wrapper
 from jobrunner.backends.process.looking import why_not_here
@@ -11,36 +13,49 @@ from jobrunner.backends.process.records import (
     RecordDirectory,
     StartRecord,
 )
-from jobrunner.backends.process.tree import Table, processes_of, send
+from jobrunner.backends.process.tree import IdentityError, Snapshot, processes_of, send
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError
-from jobrunner.identity import ProcessStat, boot_id, process_table
+from jobrunner.identity import ProcessStat, boot_id, described, unixname
 
 _REASON_LENGTH = 200  # with it the record fits into its spare room
-_KILL_ROUNDS = 5  # a tree that forks while it is being killed is met again by the next call
+_FREEZE_ROUNDS = 10  # a tree that forks faster than this is met again by the next call
+
+
+@dataclass(slots=True)
+class _Doomed:
+    """A job whose grace is over: all that is left of it gets SIGKILL."""
+
+    directory: RecordDirectory
+    start: StartRecord
+    asked: CancelRecord
+    live: dict[Mark, ProcessStat]
+    frozen: set[Mark] = field(default_factory=set)
+    trouble: str | None = None
 
 
 class Canceller:
-    """Does, at each call, what is due for one job; remembers whom it sent SIGTERM already."""
+    """Does, at each call, what is due for each job; remembers whom it sent SIGTERM already."""
 
     def __init__(self) -> None:
         self._asked: dict[str, set[Mark]] = {}
 
-    def cancel(self, external_id: str, reason: str, table: Table) -> str | None:
-        """Ask one job to end, or kill what is left of it; return what stood in the way, or None.
+    def cancel(self, external_ids: Sequence[str], reason: str) -> Mapping[str, str]:
+        """Ask jobs to end, or kill what is left of them; return by job what stood in the way, if anything.
 
         Raises nothing: trouble with one job must not keep the others from being cancelled.
         """
-        try:
-            return self._cancel(RecordDirectory(external_id), reason, table)
-        except BackendError as error:
-            return str(error)
-        except PermissionError as error:
-            return f"its processes may not be signalled ({error.strerror}): cancel it as the user who runs it"
-        except OSError as error:
-            return f"it could not be cancelled ({error})"
+        snapshot, troubles, doomed = Snapshot(), dict[str, str](), list[_Doomed]()
+        for external_id in external_ids:
+            directory = RecordDirectory(external_id)
+            trouble = _guarded(lambda: self._cancel(directory, reason, snapshot, doomed))  # noqa: B023  # run at once
+            if trouble is not None:
+                troubles[external_id] = trouble
+        return troubles | self._kill(doomed)
 
-    def _cancel(self, directory: RecordDirectory, reason: str, table: Table) -> str | None:
+    def _cancel(
+        self, directory: RecordDirectory, reason: str, snapshot: Snapshot, doomed: list[_Doomed]
+    ) -> str | None:
         start = directory.start()
         if start is None or start.by == "refused":
             return None
@@ -50,7 +65,7 @@ class Canceller:
         doubt = why_not_here(start)
         if doubt is not None or start.identity(start.wrapper).boot_id != boot_id():
             return doubt  # after a restart of the host nothing of it lives
-        return self._end(directory, start, asked, reason, table)
+        return self._end(directory, start, asked, reason, snapshot, doomed)
 
     def _end(
         self,
@@ -58,57 +73,100 @@ class Canceller:
         start: StartRecord,
         asked: CancelRecord | None,
         reason: str,
-        table: Table,
+        snapshot: Snapshot,
+        doomed: list[_Doomed],
     ) -> str | None:
         known = asked.tree if asked is not None else frozenset[Mark]()
-        live = processes_of(directory, start, known, table)
-        self._wake_wrapper(start, table)
+        live = processes_of(directory, start, known, snapshot)
+        self._wake_wrapper(start, snapshot)
         if not live:
             self._asked.pop(directory.path, None)
             doubtful = start.identity(start.command).standing() == "unknown"
             return f"it cannot be told whether process {start.command[0]} lives" if doubtful else None
         now_s = monotonic_s()
         # Written before the first signal, so that an end by it is never taken for the job's own.
-        if asked is None or not known.issuperset(live):
-            asked_s = now_s if asked is None else asked.asked_s
-            at = wrapper.utc_text() if asked is None else asked.at
-            why = wrapper.readable(reason)[:_REASON_LENGTH]
-            asked = CancelRecord(at=at, reason=why, asked_s=asked_s, tree=known.union(live))
-            directory.write_cancel(asked)
-        if now_s - asked.asked_s >= start.stop_grace_s:
-            self._kill(directory, start, asked, live)
-        else:
-            self._terminate(directory, start, live.values())
-        return None
+        asked = asked or CancelRecord(
+            at=wrapper.utc_text(), reason=wrapper.readable(reason)[:_REASON_LENGTH], asked_s=now_s
+        )
+        is_due = now_s - asked.asked_s >= start.stop_grace_s
+        noted = asked.model_copy(
+            update={
+                "tree": asked.tree.union(live),
+                "killed_s": now_s if is_due and asked.killed_s is None else asked.killed_s,
+            }
+        )
+        if noted != asked:
+            directory.write_cancel(noted)
+        if is_due:
+            doomed.append(_Doomed(directory, start, noted, live))
+            return None
+        return self._terminate(directory, start, live.values())
 
-    def _terminate(self, directory: RecordDirectory, start: StartRecord, live: Iterable[ProcessStat]) -> None:
+    def _terminate(
+        self, directory: RecordDirectory, start: StartRecord, live: Iterable[ProcessStat]
+    ) -> str | None:
         # Once each: many programs take a second SIGTERM for "drop everything".
         done = self._asked.setdefault(directory.path, set())
+        troubles = []
         # Parents first: a shell whose child is ended before it would go on to its next line.
         for stat in sorted(live, key=lambda stat: (stat.started, stat.pid)):
             mark = (stat.pid, stat.started)
             if mark not in done:
-                send(start.identity(mark), signal.SIGTERM)
+                troubles.append(_signal(start, mark, signal.SIGTERM))
                 done.add(mark)
             if stat.is_stopped:
-                send(start.identity(mark), signal.SIGCONT)
+                troubles.append(_signal(start, mark, signal.SIGCONT))
+        return _first(troubles)
 
     @staticmethod
-    def _kill(
-        directory: RecordDirectory, start: StartRecord, asked: CancelRecord, live: dict[Mark, ProcessStat]
-    ) -> None:
-        killed: set[Mark] = set()
-        for _ in range(_KILL_ROUNDS):
-            for mark in live.keys() - killed:
-                send(start.identity(mark), signal.SIGKILL)
-            killed |= live.keys()
-            live = processes_of(directory, start, asked.tree | killed, process_table())
-            if killed.issuperset(live):
-                return
+    def _kill(doomed: list[_Doomed]) -> dict[str, str]:
+        """Freeze all that is left of these jobs before any of it is killed: so nothing forks meanwhile."""
+        for _ in range(_FREEZE_ROUNDS):
+            fresh = False
+            for job in doomed:
+                for mark in job.live.keys() - job.frozen:
+                    fresh |= _signal(job.start, mark, signal.SIGSTOP) is None
+                job.frozen |= job.live.keys()
+            if not fresh:
+                break
+            snapshot = Snapshot()
+            for job in doomed:
+                job.live = processes_of(job.directory, job.start, job.asked.tree | job.frozen, snapshot)
+        for job in doomed:
+            for mark in job.frozen | job.live.keys():
+                job.trouble = _signal(job.start, mark, signal.SIGKILL) or job.trouble
+        return {job.directory.path: job.trouble for job in doomed if job.trouble is not None}
 
     @staticmethod
-    def _wake_wrapper(start: StartRecord, table: Table) -> None:
+    def _wake_wrapper(start: StartRecord, snapshot: Snapshot) -> None:
         """Let a stopped wrapper go on: it alone can record the end."""
-        stat = table.get(start.wrapper[0])
+        stat = snapshot.table.get(start.wrapper[0])
         if stat is not None and stat.is_stopped:
             send(start.identity(start.wrapper), signal.SIGCONT)
+
+
+def _guarded(step: Callable[[], str | None]) -> str | None:
+    """Return what stood in the way of a step, or None."""
+    try:
+        return step()
+    except BackendError as error:
+        return str(error)
+    except OSError as error:
+        return f"it could not be cancelled ({error})"
+
+
+def _signal(start: StartRecord, mark: Mark, number: signal.Signals) -> str | None:
+    """Signal one process of a job; return why it was not, or None: one of them must not shield the others."""
+    if mark[0] == os.getpid():
+        return f"process {mark[0]} is part of the job and is the one that cancels it"
+    try:
+        send(start.identity(mark), number)
+    except PermissionError:
+        return f"{described(mark[0])} may not be signalled by {unixname()}: end it as its own user"
+    except IdentityError as error:
+        return str(error)
+    return None
+
+
+def _first(troubles: Iterable[str | None]) -> str | None:
+    return next((trouble for trouble in troubles if trouble is not None), None)

@@ -1,5 +1,7 @@
 """What the record of a job and the process table say together: the answer of `fetch`."""
 
+import os
+from dataclasses import replace
 from functools import cached_property
 
 from jobrunner.backends.base import Gone, Observation, RemoteError
@@ -10,18 +12,33 @@ from jobrunner.backends.process.records import (
     RecordError,
     StartRecord,
 )
-from jobrunner.backends.process.tree import Table, processes_of
-from jobrunner.identity import boot_id, host_id, pid_namespace, process_table, same_machine
+from jobrunner.backends.process.tree import Snapshot, processes_of
+from jobrunner.clock import monotonic_s
+from jobrunner.identity import (
+    ProcessStat,
+    boot_id,
+    can_name_processes,
+    described,
+    host_id,
+    may_signal,
+    pid_namespace,
+    same_machine,
+    unixname,
+)
 from jobrunner.states import Phase
+
+_LEFT_S = 15.0
+"""Seconds after SIGKILL, after which a process that is still there is no longer waited for."""
+_NAMED_MOST = 3
 
 
 class Look:
     """One look at many jobs: the process table is read at most once, and only when it is needed."""
 
     @cached_property
-    def table(self) -> Table:
-        """Every process of the host."""
-        return process_table()
+    def snapshot(self) -> Snapshot:
+        """The processes of the host."""
+        return Snapshot()
 
     def at(self, external_id: str) -> Observation | Gone | RemoteError:
         """Say where one job is."""
@@ -47,10 +64,10 @@ class Look:
             return RemoteError(doubt)
         restarted = start.identity(start.wrapper).boot_id != boot_id()
         if cancel is not None and not restarted:
-            left = processes_of(directory, start, cancel.tree, self.table)
+            found = processes_of(directory, start, cancel.tree, self.snapshot)
+            left = sorted(found.values(), key=lambda stat: (stat.started, stat.pid))
             if left:
-                number = "1 process has" if len(left) == 1 else f"{len(left)} processes have"
-                return _live(directory, start, "stopping", f"{number} not ended yet")
+                return _of_left(directory, start, ended, cancel, left)
         if ended is not None:
             return _ended(directory, start, ended, cancel)
         if restarted:
@@ -90,9 +107,45 @@ def why_not_here(start: StartRecord) -> str | None:
     _, boot, namespace = start.host.split("/")
     if not same_machine(start.host, host_id()):
         return "it was started on another host: look from there"
-    if boot == boot_id() and namespace != pid_namespace():
+    if boot == boot_id() and (namespace != pid_namespace() or not can_name_processes()):
         return "it was started in another container (pid namespace) of this host: look from there"
     return None
+
+
+def _of_left(
+    directory: RecordDirectory,
+    start: StartRecord,
+    ended: ExitRecord | None,
+    cancel: CancelRecord,
+    left: list[ProcessStat],
+) -> Observation:
+    """Say where a cancelled job is of which processes are left."""
+    if not _is_given_up(cancel, left):
+        number = "1 process has" if len(left) == 1 else f"{len(left)} processes have"
+        return _live(directory, start, "stopping", f"{number} not ended yet")
+    named = [f"{described(stat.pid)}, {_why_left(stat)}" for stat in left[:_NAMED_MOST]]
+    more = f"; and {len(left) - _NAMED_MOST} more" if len(left) > _NAMED_MOST else ""
+    words = f"left behind: {'; '.join(named)}{more}"
+    if ended is None:
+        return Observation(Phase.CANCELLED, "left behind", words, _detail(directory, start, None))
+    observation = _ended(directory, start, ended, cancel)
+    message = f"{observation.message}; {words}" if observation.message else words
+    return replace(observation, message=message)
+
+
+def _is_given_up(cancel: CancelRecord, left: list[ProcessStat]) -> bool:
+    """Whether SIGKILL was due, and does not end what is left: another user's, or stuck in the kernel."""
+    if cancel.killed_s is None:
+        return False
+    return monotonic_s() - cancel.killed_s >= _LEFT_S or not any(may_signal(stat.pid) for stat in left)
+
+
+def _why_left(stat: ProcessStat) -> str:
+    if stat.pid == os.getpid():
+        return "which cancelled the job itself"
+    if not may_signal(stat.pid):
+        return f"which {unixname()} may not signal"
+    return f"which SIGKILL does not end (state {stat.state})"
 
 
 def _live(directory: RecordDirectory, start: StartRecord, word: str, message: str = "") -> Observation:

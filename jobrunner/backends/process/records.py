@@ -77,6 +77,8 @@ class CancelRecord(_Record):
 
     reason: str
     asked_s: float
+    killed_s: float | None = None
+    """When SIGKILL was due, on the same clock; None: not yet."""
     tree: frozenset[Mark] = Field(default=frozenset())
     """Every process that the job was seen to have since: also those that leave its session later."""
 

@@ -4,13 +4,14 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
-from jobrunner.backends.process.records import Mark, RecordDirectory, StartRecord
+from jobrunner.backends.process.records import Mark, RecordDirectory, RecordError, StartRecord
 from jobrunner.errors import BackendError
-from jobrunner.identity import ProcessIdentity, ProcessStat
+from jobrunner.identity import ProcessIdentity, ProcessStat, process_table, variable_of
 
 RECORD_VARIABLE = "JOBRUNNER_RECORD"
-"""In the environment of each command: the path of its record directory."""
+"""In the environment of each command and of its wrapper: the path of its record directory."""
 
 Table = Mapping[int, ProcessStat]
 
@@ -19,26 +20,64 @@ class IdentityError(BackendError):
     """It cannot be told whether a process is the one that was meant: it is not signalled."""
 
 
+class Snapshot:
+    """The processes of the host at one moment; whose they are is looked up at most once for all jobs."""
+
+    def __init__(self, table: Table | None = None) -> None:
+        self.table = process_table() if table is None else table
+        self.by_mark = {(stat.pid, stat.started): stat for stat in self.table.values()}
+
+    @cached_property
+    def children(self) -> Mapping[int, list[ProcessStat]]:
+        """The processes by the pid of their parent."""
+        children = defaultdict(list)
+        for stat in self.table.values():
+            children[stat.parent].append(stat)
+        return children
+
+    @cached_property
+    def sessions(self) -> Mapping[int, list[ProcessStat]]:
+        """The processes by the number of their session."""
+        sessions = defaultdict(list)
+        for stat in self.table.values():
+            sessions[stat.session].append(stat)
+        return sessions
+
+    @cached_property
+    def records(self) -> Mapping[int, str]:
+        """The record directory that each process carries in its environment, as far as it can be read."""
+        found = ((stat.pid, variable_of(stat.pid, RECORD_VARIABLE)) for stat in self.table.values())
+        return {pid: path for pid, path in found if path}
+
+    @cached_property
+    def carriers(self) -> Mapping[str, list[ProcessStat]]:
+        """The processes by the record directory that they carry."""
+        carriers = defaultdict(list)
+        for pid, path in self.records.items():
+            carriers[path].append(self.table[pid])
+        return carriers
+
+
 def processes_of(
-    directory: RecordDirectory, start: StartRecord, known: Iterable[Mark], table: Table
+    directory: RecordDirectory, start: StartRecord, known: Iterable[Mark], snapshot: Snapshot
 ) -> dict[Mark, ProcessStat]:
     """Return the job's live processes, without its wrapper.
 
-    They are those of the wrapper's session (also when their parents are gone), their descendants
-    (also those with a session of their own), and those of `known`, seen earlier, that still live.
+    They are those that carry its record in their environment, those of the wrapper's session, those that
+    the kernel gave to the wrapper when their parents ended, those of `known`, seen earlier, that still
+    live, and the descendants of all these. Of them, those that belong to another job are left out: a job
+    that one of its processes has started outlives it.
     """
-    by_mark = {(stat.pid, stat.started): stat for stat in table.values()}
-    session = start.wrapper[0]
+    by_mark, session = snapshot.by_mark, start.wrapper[0]
     rooted = [by_mark[mark] for mark in {start.command, *known} if mark in by_mark]
+    carrying = snapshot.carriers.get(directory.path, [])
+    if start.wrapper in by_mark:
+        rooted += snapshot.children.get(session, [])
     # The number of a session is not given away while one of its processes is there. Where none is
     # left that we know, it may be a stranger's by now, and each process has to prove itself.
-    is_ours = start.wrapper in by_mark or any(stat.session == session for stat in rooted)
-    rooted += [
-        stat
-        for stat in table.values()
-        if stat.session == session and stat.pid != session and (is_ours or _is_marked(stat, directory))
-    ]
-    found = _with_descendants(rooted, table)
+    if start.wrapper in by_mark or any(stat.session == session for stat in (*rooted, *carrying)):
+        rooted += [stat for stat in snapshot.sessions.get(session, []) if stat.pid != session]
+    found = _with_descendants((*rooted, *carrying), directory, snapshot)
     return {
         (stat.pid, stat.started): stat
         for stat in found
@@ -88,25 +127,29 @@ def _open_handle(pid: int) -> int | None:
         return None
 
 
-def _with_descendants(roots: Iterable[ProcessStat], table: Table) -> list[ProcessStat]:
-    children = defaultdict(list)
-    for stat in table.values():
-        children[stat.parent].append(stat)
+def _with_descendants(
+    roots: Iterable[ProcessStat], directory: RecordDirectory, snapshot: Snapshot
+) -> list[ProcessStat]:
     found: dict[int, ProcessStat] = {}
     waiting = list(roots)
     while waiting:
         stat = waiting.pop()
-        if stat.pid not in found:
+        if stat.pid not in found and not _is_of_another(stat, directory, snapshot):
             found[stat.pid] = stat
             # The table is no snapshot: a pid may have changed hands while it was read.
-            waiting += [child for child in children[stat.pid] if child.started >= stat.started]
+            waiting += [
+                child for child in snapshot.children.get(stat.pid, []) if child.started >= stat.started
+            ]
     return list(found.values())
 
 
-def _is_marked(stat: ProcessStat, directory: RecordDirectory) -> bool:
-    import psutil
-
-    try:
-        return psutil.Process(stat.pid).environ().get(RECORD_VARIABLE) == directory.path
-    except (psutil.Error, OSError):  # gone, or another user's: then it has proved nothing
+def _is_of_another(stat: ProcessStat, directory: RecordDirectory, snapshot: Snapshot) -> bool:
+    path = snapshot.records.get(stat.pid)
+    if path in {None, directory.path}:
         return False
+    try:
+        other = RecordDirectory(str(path)).start()
+    except RecordError:
+        return False
+    # Anybody can set a variable: only the record of a job that was really started says whose it is.
+    return other is not None and other.by == "wrapper"

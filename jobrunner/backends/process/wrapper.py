@@ -33,6 +33,7 @@ SPARE_SIZE = 4096
 Result = Literal["started", "already", "refused", "failed", "busy"]
 EXIT_CODES: dict[Result, int] = {"started": 0, "already": 10, "refused": 11, "failed": 12, "busy": 13}
 _LOG_IS_FULL_BELOW = 64 * 1024  # bytes; the last blocks of a file system are often not to be had
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _RECORD_TRIES = 3600  # one a second
 _MESSAGE_LENGTH = 600  # letters, each of them 6 bytes at most in JSON: it fits into the spare
 
@@ -246,12 +247,45 @@ def _answer(pipe: int, result: Result, message: str = "") -> None:
 def _detach() -> None:
     """Leave the session and the files of whoever submitted the job, and outlive its signals."""
     os.setsid()
+    _adopt_orphans()
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
     # The exit code is recorded even while a host that shuts down sends SIGTERM to everybody.
     for name in ("HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "ALRM", "PIPE", "TSTP", "TTIN", "TTOU"):
         signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what the command leaves without one, however it has detached itself.
+
+    By that a kill finds also a daemon that has left the session and cleared its environment.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):  # a Python without ctypes: the environment shows most
+        pass
+
+
+def _wait_for(command: int) -> int:
+    """Return the status of the command, and reap the orphans that end before it."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == command:
+            return status
+
+
+def _stay_with_what_is_left(directory: str) -> None:
+    """Keep the orphans of a job that is being cancelled, so that they are found until the last has ended."""
+    while os.path.exists(os.path.join(directory, CANCEL)):
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
 
 
 def _begin(order: Order, spares: list[str], answer: int) -> tuple[int, int] | None:
@@ -315,10 +349,11 @@ def _supervise(order: Order, answer: int) -> None:
     if trouble is None:
         _answer(answer, "started")
     os.chdir("/")  # keep no file system from being unmounted
-    _, status = os.waitpid(command, 0)
+    status = _wait_for(command)
     _record_end(order, spares[0], status=status, error=trouble)
     if trouble is not None:
         _answer(answer, "failed", trouble)
+    _stay_with_what_is_left(order["directory"])
 
 
 def main() -> int:
