@@ -8,7 +8,7 @@ from sqlalchemy import Connection, RowMapping
 from jobrunner import statements
 from jobrunner.backends.base import Gone, Observation, Patience
 from jobrunner.heartbeat import lost_because
-from jobrunner.models.own_run import kill_message
+from jobrunner.models.endings import kill_message
 from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, OwnedJob, Shown
 from jobrunner.states import JobState, Phase
 

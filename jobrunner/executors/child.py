@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from jobrunner.errors import DatabaseUnavailable, JobrunnerError, UsageError
 from jobrunner.logs import get_logger, log_as_lines
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.base_job import object_of
-from jobrunner.models.own_run import OwnRun, run_claimed
+from jobrunner.models.own_run import OwnRun, Terminated, run_claimed
 from jobrunner.models.rows import refresh
 from jobrunner.retry import Retry
 from jobrunner.settings import configure
@@ -96,7 +97,7 @@ def main() -> int:
         own = OwnRun(database, claim, row["heartrate"], grace)
         own.end(JobState.FAILED, f"it cannot be loaded here: {why}")
         return ENDED
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupting(job))
     try:
         run_claimed(job, database, claim)
     except KeyboardInterrupt:
@@ -158,8 +159,15 @@ def _made(row: Any, imports: tuple[str, ...]) -> BaseJob:
     return job
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("stopped by SIGTERM")
+def _interrupting(job: BaseJob) -> Callable[[int, FrameType | None], None]:
+    """Return the handler of SIGTERM: it interrupts the code, and lets its run know that it did."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if job._own is not None:
+            job._own.interrupted = True
+        raise Terminated("ended by SIGTERM")
+
+    return interrupt
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from jobrunner.executors.base import counted
 from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
 from jobrunner.executors.resting import Resting
 from jobrunner.logs import get_logger
-from jobrunner.models.own_run import kill_message
+from jobrunner.models.endings import EarlyEnd, early_end
 from jobrunner.resources import NONE, words_of
 from jobrunner.settings import configured
 from jobrunner.statements import Claim, Sighting, new_runner_id
@@ -50,7 +50,7 @@ class Child:
     ended: asyncio.Future[int]
     over_since_s: float | None = None
     """Since when it should have ended: a kill is wished, or its deadline has passed."""
-    why: tuple[JobState, str] | None = None
+    why: EarlyEnd | None = None
     """What its job ends as, if it has to be ended by us."""
     ending: asyncio.Task[None] | None = None
 
@@ -138,11 +138,10 @@ class Children:
         if not self.by_job:
             return
         rows = await asyncio.to_thread(self._rows, list(self.by_job))
-        for row, late in rows:
+        for row, why in rows:
             child = self.by_job.get(row["id"])
             if child is None or row["runner_id"] != child.runner_id or row["state"] is not JobState.RUNNING:
                 continue
-            why = _over(row, late=late)
             if why is None:
                 child.over_since_s = None
             elif child.over_since_s is None:
@@ -151,13 +150,11 @@ class Children:
                 child.why = why
                 child.ending = self._spawn(self._end(child))
 
-    def _rows(self, ids: list[int]) -> list[tuple[RowMapping, bool]]:
+    def _rows(self, ids: list[int]) -> list[tuple[RowMapping, EarlyEnd | None]]:
+        """Return the rows, and how their jobs have to end if they have to before their code does."""
         with self._database.read() as connection:
             now = statements.now(connection)
-            return [
-                (row, row["deadline_at"] is not None and row["deadline_at"] < now)
-                for row in statements.get_many(connection, ids)
-            ]
+            return [(row, early_end(row, now)) for row in statements.get_many(connection, ids)]
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait until all children have ended; False: some go on."""
@@ -206,9 +203,12 @@ class Children:
         self._resting.forget(child.job_id)
         if row["state"] is not JobState.RUNNING:
             return True
-        state, message = child.why or (JobState.FAILED, _words_of(code))
-        if await self._persist(statements.end, claim, state, message):
-            log.warning("a child ended without a word", job=child.job_id, state=state, why=_words_of(code))
+        end = child.why or early_end(row, await self._persist(statements.now))
+        end = end or EarlyEnd(JobState.FAILED, _words_of(code))
+        if await self._persist(statements.end, claim, end.state, end.message):
+            log.warning(
+                "a child ended without a word", job=child.job_id, state=end.state, why=_words_of(code)
+            )
         return True
 
     async def _end(self, child: Child) -> None:
@@ -230,13 +230,6 @@ class Children:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a child could not be seen to", error=task.exception(), exc_info=task.exception())
-
-
-def _over(row: RowMapping, *, late: bool) -> tuple[JobState, str] | None:
-    """Return what a running job has to end as, if it has to."""
-    if row["kill_requested_at"] is not None:
-        return JobState.KILLED, kill_message(row)
-    return (JobState.FAILED, "the timeout has passed") if late else None
 
 
 def _words_of(code: int) -> str:

@@ -18,8 +18,9 @@ from jobrunner.database import Base
 from jobrunner.errors import DatabaseError, JobNotFound, NotOwner, UsageError, WaitTimeout, error_of_end
 from jobrunner.heartbeat import check_grace, check_rate
 from jobrunner.logs import get_logger
+from jobrunner.models.endings import kill_message
 from jobrunner.models.job_event import BigId, JobEvent
-from jobrunner.models.own_run import OwnRun, call_back, has_callback, kill_message, run_code
+from jobrunner.models.own_run import OwnRun, call_back, has_callback, run_code
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
 from jobrunner.resources import NONE
 from jobrunner.settings import get_settings
@@ -243,6 +244,9 @@ class BaseJob(Base):
         is set, `JobFailed` past the timeout, `ClaimLost` when the job is no longer this run's.
         """
         own = self._owned()
+        if own.is_copy:
+            own.pace_copy(only_if_necessary=only_if_necessary)
+            return
         if own.verdict is not None:  # the code swallowed the error that said so
             raise own.verdict
         if not own.wait_for_turn(only_if_necessary=only_if_necessary):
@@ -250,10 +254,7 @@ class BaseJob(Base):
         beaten = own.beat()
         if beaten is not None:
             set_committed_value(self, "latest_heartbeat", beaten.latest_heartbeat)
-            if beaten.kill_requested:
-                self.kill()
-        if own.is_past_deadline:
-            own.end_early(self, JobState.FAILED, "the timeout has passed")
+        own.obey(self, kill_requested=beaten is not None and beaten.kill_requested)
         if beaten is not None and has_callback(self):
             call_back(self, own.database)
 
@@ -268,6 +269,8 @@ class BaseJob(Base):
         Raises `JobKilled`, or `NotOwner` where the job runs elsewhere: use `request_kill` then.
         """
         own = self._owned()
+        if own.is_copy:
+            raise NotOwner(f"{self!r} is run by the process that forked this one: only that one can end it.")
         message = "killed"
         with suppress(DatabaseError, SQLAlchemyError, JobNotFound), reading(session) as connection:
             message = kill_message(statements.get(connection, self.id))

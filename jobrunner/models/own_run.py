@@ -1,11 +1,11 @@
 """What the process that runs a job's own code holds: its claim, its rhythm, its beats."""
 
+import os
 import random
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -20,10 +20,13 @@ from jobrunner.errors import (
     JobrunnerError,
     UsageError,
     error_of_end,
+    words_of,
 )
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of_skew
 from jobrunner.hints import Hints
 from jobrunner.logs import get_logger
+from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
+from jobrunner.models.forks import end_copy
 from jobrunner.models.rows import is_stored, refresh, store
 from jobrunner.statements import Beaten, Claim, Owner, new_owner
 from jobrunner.states import JobState
@@ -35,6 +38,10 @@ log = get_logger(__name__)
 
 OUTCOME_PATIENCE_S = 24 * 3600.0
 """How long a finished job goes on trying to write its outcome into a database that is away."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM in a process that a worker has started for the job: sent by the worker, or by others."""
 
 
 class OwnRun:
@@ -54,10 +61,25 @@ class OwnRun:
         self.ended = False
         self.verdict: JobrunnerError | None = None
         """Why the run is over before its code is."""
+        self.interrupted = False
+        """Whether the process was told to stop: a kill or a timeout may be the reason."""
+        self._pid = os.getpid()
         self.database = database
         self._pacer = Pacer(heartrate)
         self._beater = Beater(database, claim.runner_id)
         self._hints = Hints(database)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this process was forked by the job's code: then it has no part in the job."""
+        return os.getpid() != self._pid
+
+    def pace_copy(self, *, only_if_necessary: bool) -> None:
+        """Keep the rhythm in a forked copy, without a beat: the connections are the job's."""
+        if self._pacer.remaining_s() > 0 and only_if_necessary:
+            return
+        time.sleep(self._pacer.remaining_s())
+        self._pacer.restart()
 
     def wait_for_turn(self, *, only_if_necessary: bool) -> bool:
         """Wait until the next beat is due, or a kill was set; False: not due, and no wait was wanted."""
@@ -124,6 +146,8 @@ class OwnRun:
 
     def end(self, state: JobState, message: str) -> None:
         """Write the outcome, trying again while the database is away. Raises `ClaimLost`."""
+        if self.is_copy:
+            end_copy()
         self.ended = True
         self._beater.close()  # no beat comes after the terminal write
         give_up_s = monotonic_s() + OUTCOME_PATIENCE_S
@@ -161,6 +185,22 @@ class OwnRun:
         assert self.verdict is not None  # a job is ended early by a kill or its timeout
         raise self.verdict
 
+    def due_end(self) -> EarlyEnd | None:
+        """Return how the job has to end before its code does; None: it goes on, as far as can be told."""
+        try:
+            with self.database.read() as connection:
+                return early_end(statements.get(connection, self.claim.job_id), statements.now(connection))
+        except (DatabaseError, JobNotFound):
+            return TIMED_OUT if self.is_past_deadline else None
+
+    def obey(self, job: "BaseJob", *, kill_requested: bool) -> None:
+        """End the job, and raise the error that says so, if a kill is requested or its timeout has passed."""
+        if kill_requested and not self.is_past_deadline:
+            job.kill()
+        if self.is_past_deadline:
+            end = (self.due_end() if kill_requested else None) or TIMED_OUT
+            self.end_early(job, end.state, end.message)
+
     def close(self) -> None:
         """Give the connections back."""
         self._beater.close()
@@ -168,11 +208,16 @@ class OwnRun:
 
 
 def call_on_kill(job: "BaseJob") -> None:
-    """Call `on_kill`; what it raises is logged: a clean-up that fails must not stop the kill."""
+    """Call `on_kill`; whatever it raises is logged: a clean-up that fails or exits does not stop the kill."""
+    pid = os.getpid()
     try:
         job.on_kill()
-    except Exception as error:  # whatever the job's own code raises
+    except BaseException as error:  # sys.exit() and Ctrl-C, too: the job ends here in any case
+        if os.getpid() != pid:
+            end_copy(error)
         log.error("on_kill failed", job=job.id, error=error, exc_info=True)
+    if os.getpid() != pid:
+        end_copy()
 
 
 def has_callback(job: "BaseJob") -> bool:
@@ -235,25 +280,56 @@ def run_claimed(job: "BaseJob", database: Database, claim: Claim) -> None:
         if on_started is not None:
             on_started(job.id)
         if job.kill_requested_at is not None:
-            job.kill()
+            own.obey(job, kill_requested=True)
         job._execute()
-    except SystemExit as error:
-        if error.code is None or error.code == 0:
-            _finish(job, own, JobState.SUCCESS, "done")
-        else:
-            _finish_after(job, own, JobState.FAILED, f"exited with code {error.code}")
-            raise
-    except KeyboardInterrupt as error:
-        _finish_after(job, own, JobState.KILLED, str(error) or "interrupted from the keyboard")
-        raise
     except BaseException as error:
-        _finish_after(job, own, JobState.FAILED, f"{type(error).__name__}: {error}")
-        raise
+        _end_after(job, own, error)
+        if not _is_success(error):
+            raise
     else:
-        _finish(job, own, JobState.SUCCESS, "done")
+        _end_after(job, own, None)
     finally:
         own.close()
         job._own = None
+
+
+def _end_after(job: "BaseJob", own: OwnRun, error: BaseException | None) -> None:
+    """Write the outcome that the end of a job's code means.
+
+    Where the code returned, or exited with 0, it raises what ended the job before that. What the code
+    raised is for the caller to see.
+    """
+    if own.is_copy:
+        end_copy(error)
+    own.interrupted = own.interrupted or isinstance(error, KeyboardInterrupt)
+    # The kill or the timeout for which it was interrupted is the reason, whatever the code made of it.
+    early = own.due_end() if own.interrupted and not own.ended else None
+    if early is not None:
+        with suppress(JobEndedBadly, ClaimLost):
+            own.end_early(job, early.state, early.message)
+    outcome = _outcome_of(error)
+    if _is_success(error):
+        _finish(job, own, outcome.state, outcome.message)
+    else:
+        _finish_after(job, own, outcome.state, outcome.message)
+
+
+def _is_success(error: BaseException | None) -> bool:
+    return error is None or (isinstance(error, SystemExit) and (error.code is None or error.code == 0))
+
+
+def _outcome_of(error: BaseException | None) -> EarlyEnd:
+    """Return what the end of a job's code means, where nothing else had ended the job."""
+    if _is_success(error):
+        return EarlyEnd(JobState.SUCCESS, "done")
+    if isinstance(error, Terminated):
+        return EarlyEnd(JobState.FAILED, "its process was ended by SIGTERM")
+    if isinstance(error, KeyboardInterrupt):
+        return EarlyEnd(JobState.KILLED, str(error) or "interrupted from the keyboard")
+    if isinstance(error, SystemExit):
+        return EarlyEnd(JobState.FAILED, f"exited with code {words_of(error).removeprefix('SystemExit: ')}")
+    assert error is not None  # that would be a success
+    return EarlyEnd(JobState.FAILED, words_of(error))
 
 
 def _finish(job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:
@@ -274,10 +350,3 @@ def _finish_after(job: "BaseJob", own: OwnRun, state: JobState, message: str) ->
     except (ClaimLost, DatabaseError, JobEndedBadly) as trouble:
         if trouble is not known:
             log.warning("outcome not written", job=own.claim.job_id, state=state, error=trouble)
-
-
-def kill_message(row: RowMapping) -> str:
-    """Return what a killed job says: by whom and why, as far as the flag tells."""
-    by = f" by {row['kill_requested_by']}" if row["kill_requested_by"] else ""
-    why = f": {row['kill_reason']}" if row["kill_reason"] else ""
-    return f"killed{by}{why}"

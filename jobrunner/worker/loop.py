@@ -13,7 +13,7 @@ from jobrunner.executors.base import CodeJobs, WorkerExecutor, counted
 from jobrunner.executors.children import Children
 from jobrunner.executors.signals import heard
 from jobrunner.logs import get_logger
-from jobrunner.models.own_run import kill_message
+from jobrunner.models.endings import kill_message
 from jobrunner.owned import OwnProcess
 from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Owner

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,32 @@ class Hang(_Own):
             time.sleep(600)
         self.note("ran")
         time.sleep(600)
+
+
+class Compute(_Own):
+    """Never beats again, and leaves SIGTERM as it is."""
+
+    def _execute(self) -> None:
+        self.note("ran")
+        time.sleep(600)
+
+
+class Deny(_Own):
+    """As `Compute`, and says of every interruption that all went well."""
+
+    def _execute(self) -> None:
+        self.note("ran")
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            sys.exit(0)
+
+
+class ExitOnKill(Patient):
+    """Beats until it is killed, and then leaves without a word."""
+
+    def on_kill(self) -> None:
+        os._exit(0)
 
 
 class Again(_Own, adoptable=True):

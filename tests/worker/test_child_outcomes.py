@@ -1,0 +1,93 @@
+"""How the job of a child process ends, by whatever way the child itself ends."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobrunner.database import Database
+from jobrunner.executors import children
+from jobrunner.models import BaseJob
+from jobrunner.states import JobState
+from tests.helpers import plain_sql, row_of
+from tests.runner.support import in_loop, soon
+from tests.worker import own_jobs
+from tests.worker.test_children import ROOT, pids, said, store
+from tests.worker.workers import a_worker
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(children, "OBEY_S", 0.2)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    return tmp_path / "notes"
+
+
+async def until_ended(database: Database, job_id: int) -> tuple[JobState, str]:
+    await soon(lambda: row_of(database, job_id)["state"].is_terminal)
+    row = row_of(database, job_id)
+    return row["state"], row["message"]
+
+
+@pytest.mark.parametrize("job_class", [own_jobs.Compute, own_jobs.Deny])
+@in_loop
+async def test_a_child_that_is_ended_after_its_timeout_is_failed_whatever_it_makes_of_that(
+    sqlite_database: Database, notes: Path, job_class: type[BaseJob]
+) -> None:
+    job_id = store(job_class, notes, timeout=5.0)
+    async with a_worker(sqlite_database):
+        assert await until_ended(sqlite_database, job_id) == (JobState.FAILED, "the timeout has passed")
+
+
+@pytest.mark.parametrize("job_class", [own_jobs.Compute, own_jobs.Deny])
+@in_loop
+async def test_a_child_that_is_ended_for_a_kill_is_killed_whatever_it_makes_of_that(
+    sqlite_database: Database, notes: Path, job_class: type[BaseJob]
+) -> None:
+    job_id = store(job_class, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="ana", reason="enough")
+        assert await until_ended(sqlite_database, job_id) == (JobState.KILLED, "killed by ana: enough")
+
+
+@in_loop
+async def test_a_child_that_leaves_while_it_is_killed_is_killed(
+    sqlite_database: Database, notes: Path
+) -> None:
+    job_id = store(own_jobs.ExitOnKill, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="ana")
+        assert await until_ended(sqlite_database, job_id) == (JobState.KILLED, "killed by ana")
+
+
+@in_loop
+async def test_a_child_that_others_terminate_is_failed(sqlite_database: Database, notes: Path) -> None:
+    job_id = store(own_jobs.Compute, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        os.kill(pids(notes)[0], signal.SIGTERM)
+        end = await until_ended(sqlite_database, job_id)
+    assert end == (JobState.FAILED, "its process was ended by SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("killed", "deadline", "state"),
+    [("-60", "-30", JobState.KILLED), ("-30", "-60", JobState.FAILED), ("-60", "+600", JobState.KILLED)],
+)
+@in_loop
+async def test_of_a_kill_and_a_timeout_the_first_one_counts(
+    sqlite_database: Database, sqlite_url: str, notes: Path, killed: str, deadline: str, state: JobState
+) -> None:
+    job_id = store(own_jobs.Compute, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        moments = f"datetime('now', '{killed} seconds'), deadline_at = datetime('now', '{deadline} seconds')"
+        plain_sql(sqlite_url, f"UPDATE job SET kill_requested_at = {moments} WHERE id = {job_id}")
+        assert (await until_ended(sqlite_database, job_id))[0] is state
