@@ -21,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from jobrunner import registry
 from jobrunner.deadline import put_deadline_on_calls
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
+from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
 
 SCHEMA_VERSION = "0005"
@@ -161,7 +162,7 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
     path = Path(url.database or "")
     if settings.is_embedded:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_directory(path.parent)
         except OSError as error:
             raise DatabaseUnavailable(
                 f"The directory {path.parent} for the database cannot be made ({error.strerror}): "
@@ -171,6 +172,7 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
         raise DatabaseUnavailable(
             f"The directory {path.parent} of the database does not exist: make it first."
         )
+    prepare_sqlite_file(path, is_ours=settings.is_embedded)
     engine = create_engine(url, connect_args={"timeout": settings.sqlite_busy_timeout_s})
 
     @event.listens_for(engine, "connect")

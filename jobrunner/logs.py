@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import MutableMapping
 from functools import cache
+from textwrap import indent
 from typing import Any
 
 from jobrunner.known_secrets import without_secrets
+from jobrunner.visible import visible, visible_lines
 
 
 class Logger:
@@ -67,7 +69,10 @@ def _wrapped(name: str) -> Any:
 
 
 def _render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    text = str(event.pop("event"))
+    text = visible(str(event.pop("event")))
     trace = event.pop("exception", None)
-    fields = "".join(f" {key}={value}" for key, value in event.items())
-    return without_secrets(f"{text}{fields}\n{trace}" if trace else f"{text}{fields}")
+    fields = "".join(f" {key}={visible(str(value))}" for key, value in event.items())
+    if not trace:
+        return without_secrets(f"{text}{fields}")
+    # Indented: the message of an error must not begin a line that looks like one of the log.
+    return without_secrets(f"{text}{fields}\n{indent(visible_lines(trace), '    ')}")

@@ -1,13 +1,12 @@
 """What the kinds of `start` share in describing a new job: what excludes what, and how it is shown."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from jobrunner.cli.exits import ExitCode
-from jobrunner.cli.output import say, say_json, word
+from jobrunner.cli.output import say_json, say_spec, word
 from jobrunner.errors import SpecError
 from jobrunner.redaction import find_secret
 
@@ -45,6 +44,6 @@ def show_described(spec: Any, said: str, *, as_json: bool) -> int:
     if as_json:
         say_json(spec)
     else:
-        say(json.dumps(spec, indent=2, ensure_ascii=False))
+        say_spec(spec)
     word(said)
     return ExitCode.SUCCESS

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterable
 
 from jobrunner.backends.base import LogLine
-from jobrunner.cli.output import row_as_json, say, say_json, word
+from jobrunner.cli.output import row_as_json, say_json, say_output, word
 
 _LATE = dt.timedelta(seconds=10)
 """How much later than a younger line an older one may reach the log."""
@@ -82,7 +82,7 @@ class LogPrinter:
         if self._source not in (None, line.source):
             word(f"-- {line.source or 'the job itself'} --")
         self._source = line.source
-        return say(line.text)
+        return say_output(line.text)
 
     def _remember(self, line: LogLine, at: dt.datetime) -> None:
         self._newest = at if self._newest is None else max(at, self._newest)

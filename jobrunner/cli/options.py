@@ -10,6 +10,8 @@ from typing import Any, Literal
 import click
 from click.shell_completion import CompletionItem
 
+from jobrunner.visible import visible
+
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LABEL_MOST = 250
 # Control characters, and what Python makes of bytes that are no UTF-8.
@@ -261,7 +263,7 @@ def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     except Exception:  # noqa: BLE001  # a key press must never show an error
         return []
     return [
-        CompletionItem(str(row["id"]), help=f"{row['state']} {row['name'] or row['job_type']}")
+        CompletionItem(str(row["id"]), help=visible(f"{row['state']} {row['name'] or row['job_type']}"))
         for row in rows
         if str(row["id"]).startswith(incomplete)
     ]

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jobrunner.visible import in_json, on_terminal, visible
+
 _lock = threading.RLock()
 _line_is_shown = False
 
@@ -21,7 +23,16 @@ _LEAST_REST = 8
 
 
 def say(text: str) -> bool:
-    """Write a line of data to standard output; False when nobody reads it any more."""
+    """Write one line of data to standard output; False when nobody reads it any more."""
+    return _write(visible(text))
+
+
+def say_output(line: str) -> bool:
+    """Write a line that a job has printed: as it is, but to a terminal only what cannot steer it."""
+    return _write(on_terminal(line) if is_terminal(sys.stdout) else line)
+
+
+def _write(text: str) -> bool:
     with _lock:
         _erase()
         try:
@@ -37,7 +48,17 @@ def say(text: str) -> bool:
 
 def say_json(value: Any) -> bool:
     """Write a value as one line of JSON to standard output; False when nobody reads it any more."""
-    return say(json.dumps(value, default=_plain, ensure_ascii=False))
+    return _write(as_json(value))
+
+
+def say_spec(spec: Any) -> bool:
+    """Write a spec as JSON for people, a line for each of its fields."""
+    return _write(as_json(spec, indent=2))
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that shows as plain text wherever it is printed."""
+    return in_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=indent))
 
 
 def word(text: str) -> None:
@@ -75,7 +96,8 @@ def _erase() -> None:
 
 class _Words(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        word(f"jobrunner: {record.getMessage()}")
+        for line in f"jobrunner: {record.getMessage()}".splitlines():  # a traceback has several
+            word(line)
 
 
 def log_as_words() -> None:
@@ -105,7 +127,7 @@ def width_of_stderr() -> int:
 
 def one_line(text: str) -> str:
     """Return the text in one line, without what would steer a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text).rstrip()
+    return visible(text.rstrip())
 
 
 def shortened(text: str, width: int) -> str:

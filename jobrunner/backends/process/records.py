@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jobrunner.backends.process import wrapper
 from jobrunner.errors import BackendError
 from jobrunner.identity import ProcessIdentity, host_id
+from jobrunner.private import make_private_directory
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -108,9 +109,10 @@ class RecordDirectory:
     def make(self) -> None:
         """Make the directory, readable by this user alone, where it is not there yet. Raises OSError."""
         path = Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         try:
             path.mkdir(mode=0o700)
+            path.chmod(0o700)
         except FileExistsError:
             if not path.is_dir():
                 raise

@@ -102,7 +102,7 @@ def _write_temporary(directory: str, name: str, record: Mapping[str, Any]) -> st
 
 
 def _write_file(path: str, content: bytes, flags: int) -> None:
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = _open_private(path, flags)
     try:
         while content:
             content = content[os.write(descriptor, content) :]
@@ -113,6 +113,14 @@ def _write_file(path: str, content: bytes, flags: int) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open a file that this user alone may read, whatever the umask."""
+    descriptor = os.open(path, flags, 0o600)
+    if flags & os.O_CREAT:
+        os.fchmod(descriptor, 0o600)
+    return descriptor
 
 
 def utc_text() -> str:
@@ -297,7 +305,7 @@ def _begin(order: Order, spares: list[str], answer: int) -> tuple[int, int] | No
     (wait_go, go), (wait_report, report) = os.pipe(), os.pipe()
     command, message = 0, ""
     try:
-        log = os.open(os.path.join(directory, LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = _open_private(os.path.join(directory, LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for spare in spares:
             make_spare(directory, spare)
         command = os.fork()
