@@ -25,6 +25,7 @@ _LINUX = sys.platform == "linux"
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 # A state beginning with one of these is a process that has ended: zombie, or dead for good.
 _ENDED_STATES = ("Z", "X", "x")
+_LISTINGS = 4  # of the process table at most, for one view of it
 _PS_COLUMNS = "pid=,ppid=,stat=,lstart="
 
 
@@ -192,8 +193,17 @@ def process_table() -> dict[int, ProcessStat]:
     """Return every process that this user may look at, by pid."""
     if not _LINUX:
         return {stat.pid: stat for stat in _ps("-ax")}
-    stats = (_linux_stat(int(name)) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  (names only)
-    return {stat.pid: stat for stat in stats if stat is not None}
+    found: dict[int, ProcessStat] = {}
+    seen: set[str] = set()
+    # What was started while the table was read, by a process that has ended since, is in a later listing.
+    for _ in range(_LISTINGS):
+        fresh = {name for name in os.listdir("/proc") if name.isdigit()} - seen  # noqa: PTH208  (names only)
+        if not fresh:
+            break
+        seen |= fresh
+        stats = (_linux_stat(int(name)) for name in fresh)
+        found |= {stat.pid: stat for stat in stats if stat is not None}
+    return found
 
 
 def variable_of(pid: int, name: str) -> str | None:
@@ -320,12 +330,17 @@ def who() -> str:
     return f"{unixname()}@{hostname()}"
 
 
-def can_serve(bound_to: str | None) -> bool:
+def can_serve(bound_to: str | None, record: str | None = None) -> bool:
     """Whether a job bound to that host (its `host_id`) can be served from here.
 
-    It is this host, or the same machine before it restarted: then what was recorded there tells how
-    the job ended. Another container on this machine sees neither its processes nor its files.
+    It is this host, or the same machine before it restarted, proved by a record on its own disk: then
+    what was recorded there tells how the job ended. Another container on this machine sees neither its
+    processes nor its files. `record`: the job's own record directory, where it is known.
     """
     if bound_to is None or bound_to == host_id():
         return True
-    return same_machine(bound_to, host_id()) and bound_to.split("/")[1] != boot_id()
+    if not same_machine(bound_to, host_id()) or bound_to.split("/")[1:2] == [boot_id()]:
+        return False
+    from jobrunner.restarts import is_boot_of_this_machine  # here: few processes ever see a restart
+
+    return is_boot_of_this_machine(bound_to, record)

@@ -117,10 +117,16 @@ def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
     """Refuse, before it is claimed, a job that this process cannot serve.
 
     `host_id`: the host that its work is bound to. Raises `SettingsError` where its connection is not
-    configured here, `UsageError` where only another host can see its process.
+    configured here, `UsageError` where only another host or user can see its process.
     """
     get_settings().connection(job.connection, job.backend_kind)
-    if not identity.can_serve(host_id):
+    if job.host_uid not in {None, identity.uid()}:
+        user = identity.username(job.host_uid)
+        raise UsageError(
+            f"Job {job.id} belongs to the user {user}, and only that user can read its records and signal "
+            f"its process: run this command as {user}."
+        )
+    if not identity.can_serve(host_id, job.external_id):
         raise UsageError(
             f"Job {job.id} runs on {job.hostname}, and only there can its process be seen: "
             f"run `jobrunner attach {job.id}` on that host."
@@ -129,7 +135,7 @@ def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
 
 def claim(connection: Connection, row: RowMapping, owner: Owner, orphan: Sighting | None) -> Claim | None:
     """Claim a job that is there to be claimed: queued, or an orphan as it was sighted; else None."""
-    if not identity.can_serve(row["host_id"]):
+    if not identity.can_serve(row["host_id"], row["external_id"]):
         return None
     if orphan is not None:
         return statements.adopt(connection, orphan, owner, row["host_id"])
@@ -138,7 +144,7 @@ def claim(connection: Connection, row: RowMapping, owner: Owner, orphan: Sightin
 
 def lose_with_its_host(connection: Connection, row: RowMapping, orphan: Sighting) -> bool:
     """End as `lost` an orphan whose work only its own host can see, silent for `host_grace_s` by now."""
-    if identity.can_serve(row["host_id"]):
+    if identity.can_serve(row["host_id"], row["external_id"]):
         return False
     silent_s = (statements.now(connection) - row["latest_heartbeat"]).total_seconds()
     if silent_s < get_settings().host_grace_s:

@@ -80,8 +80,7 @@ def test_a_shared_database_keeps_the_mode_that_its_users_gave_it(tmp_path: Path)
 @pytest.mark.usefixtures("umask")
 def test_the_records_and_the_output_of_a_command_are_the_owners_alone(tmp_path: Path) -> None:
     records = tmp_path / "made" / "processes"
-    spec = {"command": ["sh", "-c", "umask"], "records_dir": str(records)}
-    it = asyncio.run(ProcessBackend().submit(spec, "token"))
+    it = asyncio.run(ProcessBackend(records).submit({"command": ["sh", "-c", "umask"]}, "token"))
     assert not open_to_others(tmp_path / "made")
     assert {path.name for path in Path(it).iterdir()} >= {"start", "output.log"}
 
@@ -89,9 +88,10 @@ def test_the_records_and_the_output_of_a_command_are_the_owners_alone(tmp_path: 
 def test_a_command_keeps_the_umask_of_who_started_it(tmp_path: Path) -> None:
     code = (
         "import asyncio, os, sys; os.umask(0o027)\n"
+        "from pathlib import Path\n"
         "from jobrunner.backends.process import ProcessBackend\n"
-        "spec = {'command': ['sh', '-c', 'umask; echo done'], 'records_dir': sys.argv[1]}\n"
-        "print(asyncio.run(ProcessBackend().submit(spec, 'token')))"
+        "spec = {'command': ['sh', '-c', 'umask; echo done']}\n"
+        "print(asyncio.run(ProcessBackend(Path(sys.argv[1])).submit(spec, 'token')))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True

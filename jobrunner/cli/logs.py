@@ -55,7 +55,7 @@ def _ensure_has_logs(job: "BaseJob") -> "MonitorJob":
             f"Job {job.id} is a {job.job_type}, of which no logs are kept: only monitor jobs have them, "
             "and their type must be installed here."
         )
-    if job.runs_on_this_host and not identity.can_serve(job.host_id):
+    if job.runs_on_this_host and not identity.can_serve(job.host_id, job.external_id):
         raise UsageError(
             f"The output of job {job.id} is on {job.hostname}: run `jobrunner logs {job.id}` there."
         )

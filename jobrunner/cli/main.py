@@ -10,6 +10,7 @@ import click
 from jobrunner.cli import streams
 from jobrunner.cli.exits import tell
 from jobrunner.cli.groups import Lazy, LazyGroup
+from jobrunner.cli.init import leave_pid_1
 
 _COMMANDS = {
     "start": Lazy("jobrunner.cli.start:start", "Start a job and watch it to its end."),
@@ -32,6 +33,7 @@ _COMMANDS = {
 class _Main(LazyGroup):
     def main(self, args: Any = None, *_args: Any, **extra: Any) -> NoReturn:
         """Run a command and exit with its code; no error leaves it as a traceback."""
+        leave_pid_1()
         streams.make_usable()
         extra |= {"prog_name": "jobrunner", "standalone_mode": False}  # however it was called
         # The interpreter's last collection looks at every mapped class: a quarter of a short command's time.

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from jobrunner.errors import SpecError
 from jobrunner.models.monitor_job import MonitorJob
-from jobrunner.settings import get_settings
 from jobrunner.statements import PROTOCOL
 
 
@@ -40,14 +39,13 @@ class ProcessMonitorJob(MonitorJob):
                 "command": list(command),
                 "cwd": _directory(cwd),
                 "env": dict(env or {}),
-                "records_dir": str(get_settings().records_dir),
                 "stop_grace_s": stop_grace,
             }
         )
         # jobrunner 0.1 knows neither that the work belongs to a user, nor where its records are.
         kwargs.setdefault("needs", PROTOCOL)
         kwargs.setdefault("name", os.path.basename(spec.command[0])[:250])  # noqa: PTH119
-        super().__init__(executor, heartrate, spec=spec.model_dump(), **kwargs)
+        super().__init__(executor, heartrate, spec=spec.model_dump(exclude_none=True), **kwargs)
 
 
 def _directory(cwd: str | os.PathLike[str] | None) -> str:

@@ -50,10 +50,10 @@ class Jobs:
 
     def __init__(self, records_dir: Path) -> None:
         self.records_dir = records_dir
-        self.backend = ProcessBackend()
+        self.backend = ProcessBackend(records_dir)
 
     def spec(self, *command: str, **more: Any) -> dict[str, Any]:
-        return {"command": list(command), "records_dir": str(self.records_dir), **more}
+        return {"command": list(command), **more}
 
     def sh(self, script: str, **more: Any) -> dict[str, Any]:
         return self.spec("/bin/sh", "-c", script, **more)
@@ -213,12 +213,17 @@ def test_the_work_outlives_a_submitter_that_is_killed(jobs: Jobs, tmp_path: Path
     code = (
         "import asyncio, json, os, signal, sys\n"
         "from jobrunner.backends.process import ProcessBackend\n"
-        "print(asyncio.run(ProcessBackend().submit(json.loads(sys.argv[1]), 'token')), flush=True)\n"
+        "from pathlib import Path\n"
+        "backend = ProcessBackend(Path(sys.argv[2]))\n"
+        "print(asyncio.run(backend.submit(json.loads(sys.argv[1]), 'token')), flush=True)\n"
         "os.killpg(0, signal.SIGKILL)\n"
     )
     spec = json.dumps(jobs.sh(f"echo begun; cat {gate}; exit 7"))
     done = subprocess.run(
-        [sys.executable, "-c", code, spec], stdout=subprocess.PIPE, start_new_session=True, check=False
+        [sys.executable, "-c", code, spec, str(jobs.records_dir)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     it = done.stdout.decode().strip()
@@ -302,11 +307,30 @@ def test_a_missing_working_directory_is_rejected(jobs: Jobs, tmp_path: Path) -> 
 
 def test_a_records_dir_that_cannot_be_made_is_rejected(jobs: Jobs, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    spec = jobs.sh("true") | {"records_dir": str(tmp_path / "file" / "records")}
-    with pytest.raises(SubmitRejected, match=r"cannot be written .*records_dir"):
-        jobs.submit(spec)
+    jobs.backend = ProcessBackend(tmp_path / "file" / "records")
+    with pytest.raises(SubmitRejected, match=r"cannot be written .*data_dir"):
+        jobs.submit(jobs.sh("true"))
     with pytest.raises(BackendError, match="cannot be written"):
-        asyncio.run(jobs.backend.find(spec, "token", SINCE))
+        jobs.find("token")
+
+
+def test_the_record_is_where_the_submitter_keeps_its_records_and_is_found_from_anywhere(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    spec = jobs.sh("true", records_dir=str(tmp_path / "of-whoever-stored-it"))
+    place = asyncio.run(jobs.backend.baseline(spec))
+    assert place == str(jobs.records_dir)
+    it = jobs.submit(spec, "token")
+    assert it == str(jobs.records_dir / "token")
+    elsewhere = ProcessBackend(tmp_path / "other-settings")
+    assert asyncio.run(elsewhere.find(spec, "token", SINCE, baseline=place)) == Found(it)
+    assert not (tmp_path / "of-whoever-stored-it").exists()
+
+
+def test_a_submission_of_an_older_version_is_found_where_its_spec_says(jobs: Jobs, tmp_path: Path) -> None:
+    it = jobs.submit(jobs.sh("true"), "token")
+    spec = jobs.sh("true", records_dir=str(jobs.records_dir))
+    assert asyncio.run(ProcessBackend(tmp_path / "other").find(spec, "token", SINCE)) == Found(it)
 
 
 def test_a_records_dir_of_somebody_else_is_rejected(jobs: Jobs, tmp_path: Path) -> None:
@@ -315,11 +339,15 @@ def test_a_records_dir_of_somebody_else_is_rejected(jobs: Jobs, tmp_path: Path) 
         "import asyncio, concurrent.futures.thread, json, os, sys\n"
         "from jobrunner.backends.process import ProcessBackend\n"
         "if os.getuid() == 0: os.setgroups([]); os.setgid(54321); os.setuid(54321)\n"
-        "try: asyncio.run(ProcessBackend().submit(json.loads(sys.argv[1]), 'token'))\n"
+        "from pathlib import Path\n"
+        "backend = ProcessBackend(Path(sys.argv[2]))\n"
+        "try: asyncio.run(backend.submit(json.loads(sys.argv[1]), 'token'))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(jobs.sh("true"))], stdout=subprocess.PIPE, check=False
+        [sys.executable, "-c", code, json.dumps(jobs.sh("true")), str(jobs.records_dir)],
+        stdout=subprocess.PIPE,
+        check=False,
     )
     assert done.stdout.startswith(b"SubmitRejected the record directory"), done
 
@@ -615,7 +643,7 @@ def test_another_runner_carries_a_cancel_on(jobs: Jobs) -> None:
     it = jobs.submit(jobs.spec(*IGNORES_SIGTERM, stop_grace_s=0.2))
     jobs.until_printed(it)
     jobs.cancel(it)
-    jobs.backend = ProcessBackend()
+    jobs.backend = ProcessBackend(jobs.records_dir)
     assert jobs.end(it, cancelling=True).external_state == "signal SIGKILL"
 
 

@@ -28,7 +28,7 @@ class TestProcessBackendConforms(BackendConformance):
 
     @asynccontextmanager
     async def harness(self) -> AsyncIterator[Harness]:
-        backend = ProcessBackend()
+        backend = ProcessBackend(self.records_dir)
 
         async def succeed(external_id: str) -> None:
             tell(external_id, 0)
@@ -38,7 +38,7 @@ class TestProcessBackendConforms(BackendConformance):
 
         yield Harness(
             backend=backend,
-            spec=lambda: {"command": ["/bin/sh", "-c", SCRIPT], "records_dir": str(self.records_dir)},
+            spec=lambda: {"command": ["/bin/sh", "-c", SCRIPT]},
             succeed=succeed,
             fail=fail,
             unknown_id=str(self.records_dir / "no-such-job-0000"),

@@ -102,9 +102,11 @@ def test_a_job_that_was_started_by_a_job_outlives_it(jobs: Jobs) -> None:
     code = textwrap.dedent(
         f"""
         import asyncio
+        from pathlib import Path
         from jobrunner.backends.process import ProcessBackend
         spec = {jobs.sh("echo $$; sleep 60")!r}
-        print(asyncio.run(ProcessBackend().submit(spec, "inner")), flush=True)
+        backend = ProcessBackend(Path({str(jobs.records_dir)!r}))
+        print(asyncio.run(backend.submit(spec, "inner")), flush=True)
         """
     )
     outer = jobs.submit(jobs.spec("sh", "-c", '"$0" -c "$1"; sleep 60', sys.executable, code))

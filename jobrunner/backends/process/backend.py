@@ -30,7 +30,7 @@ from jobrunner.backends.process.spec import ProcessSpec, check_spec
 from jobrunner.backends.process.tree import RECORD_VARIABLE
 from jobrunner.errors import BackendError, SpecError, SubmitRejected, SubmitTooLate, Throttled
 from jobrunner.identity import host_id, unixname
-from jobrunner.settings import ConnectionSettings
+from jobrunner.settings import ConnectionSettings, get_settings
 
 _WRAPPER = Path(wrapper.__file__)
 _ANSWER_S = 25.0  # how long the wrapper may take to tell how the start went
@@ -46,7 +46,9 @@ class ProcessBackend:
     # that is being mounted again.
     patience = Patience(call_s=30.0, appear_s=10.0, vanish_s=60.0)
 
-    def __init__(self) -> None:
+    def __init__(self, records_dir: Path | None = None) -> None:
+        """`records_dir`: where the records of what is submitted here go; None: this user's data directory."""
+        self._records_dir = records_dir
         self._canceller = Canceller()
 
     @classmethod
@@ -60,11 +62,41 @@ class ProcessBackend:
         Raises `SubmitRejected` when it cannot be started here, `Throttled` when the host has no
         processes left, `SubmitTooLate` when `find` proved it absent first.
         """
-        return await asyncio.to_thread(_submit, _parsed(spec), token)
+        return await asyncio.to_thread(_submit, _parsed(spec), self._records_here(), token)
 
-    async def find(self, spec: Mapping[str, Any], token: str, since: dt.datetime) -> Found | Absent | Unsure:  # noqa: ARG002
-        """Prove what became of a submission, by making sure that a late one can no longer start."""
-        return await asyncio.to_thread(_find, _parsed(spec), token)
+    async def baseline(self, spec: Mapping[str, Any]) -> str:  # noqa: ARG002
+        """Return where the record of a submission from here will be: whoever adopts the job looks there.
+
+        Raises `SubmitRejected` where the place cannot be written down.
+        """
+        return self._records_here()
+
+    async def find(
+        self,
+        spec: Mapping[str, Any],
+        token: str,
+        since: dt.datetime,  # noqa: ARG002
+        *,
+        baseline: str | None = None,
+        is_held: object = None,  # noqa: ARG002  # a token names one directory, so no other job has it
+    ) -> Found | Absent | Unsure:
+        """Prove what became of a submission, by making sure that a late one can no longer start.
+
+        `baseline`: where its record is. Without it the submission was never begun, or by jobrunner 0.1,
+        which kept the place in the spec.
+        """
+        parsed = _parsed(spec)
+        place = baseline or parsed.records_dir or self._records_here()
+        return await asyncio.to_thread(_find, place, token)
+
+    def _records_here(self) -> str:
+        place = str(self._records_dir or get_settings().data_dir / "processes")
+        try:
+            place.encode()
+        except UnicodeEncodeError:
+            msg = f"the data directory {place!r} is not valid UTF-8, so no database can hold it: rename it"
+            raise SubmitRejected(msg) from None
+        return place
 
     async def fetch(self, ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
         """Look at the records and the processes of the jobs."""
@@ -110,8 +142,8 @@ def _parsed(spec: Mapping[str, Any]) -> ProcessSpec:
         raise SubmitRejected(str(error)) from None
 
 
-def _submit(spec: ProcessSpec, token: str) -> str:
-    directory = RecordDirectory.for_token(spec.records_dir, token)
+def _submit(spec: ProcessSpec, records_dir: str, token: str) -> str:
+    directory = RecordDirectory.for_token(records_dir, token)
     try:
         directory.make()
         order = _order(spec, directory)
@@ -191,8 +223,8 @@ def _spawn(order: wrapper.Order, path: str) -> tuple[str, str]:
     return told["result"], told["message"]
 
 
-def _find(spec: ProcessSpec, token: str) -> Found | Absent:
-    directory = RecordDirectory.for_token(spec.records_dir, token)
+def _find(records_dir: str, token: str) -> Found | Absent:
+    directory = RecordDirectory.for_token(records_dir, token)
     try:
         directory.make()
         first = directory.refuse()
@@ -205,7 +237,7 @@ def _directory_trouble(directory: RecordDirectory, error: OSError) -> str:
     place = error.filename or directory.path
     return (
         f"the record directory {directory.path} cannot be written ({error.strerror}: {place}): "
-        f"let {unixname()} write there, free space, or choose another `records_dir`"
+        f"let {unixname()} write there, free space, or choose another `data_dir`"
     )
 
 

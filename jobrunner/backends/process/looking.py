@@ -66,7 +66,7 @@ class Look:
         if cancel is not None and not restarted:
             found = processes_of(directory, start, cancel.tree, self.snapshot)
             left = sorted(found.values(), key=lambda stat: (stat.started, stat.pid))
-            if left:
+            if left or _has_unseen(start, cancel, self.snapshot):
                 return _of_left(directory, start, ended, cancel, left)
         if ended is not None:
             return _ended(directory, start, ended, cancel)
@@ -120,6 +120,8 @@ def _of_left(
     left: list[ProcessStat],
 ) -> Observation:
     """Say where a cancelled job is of which processes are left."""
+    if not left:
+        return _live(directory, start, "stopping", "its last processes have not ended yet")
     if not _is_given_up(cancel, left):
         number = "1 process has" if len(left) == 1 else f"{len(left)} processes have"
         return _live(directory, start, "stopping", f"{number} not ended yet")
@@ -131,6 +133,18 @@ def _of_left(
     observation = _ended(directory, start, ended, cancel)
     message = f"{observation.message}; {words}" if observation.message else words
     return replace(observation, message=message)
+
+
+def _has_unseen(start: StartRecord, cancel: CancelRecord, snapshot: Snapshot) -> bool:
+    """Whether the wrapper of a cancelled job still waits for processes that no look at the table has met.
+
+    It stays as long as it has any: they may start one another, and end, faster than the table is read.
+    """
+    if cancel.killed_s is not None and monotonic_s() - cancel.killed_s >= _LEFT_S:
+        return False
+    # Those that are seen, and are not of this job, are wrappers of jobs that it has started.
+    has_seen = any(not stat.has_ended for stat in snapshot.children.get(start.wrapper[0], []))
+    return not has_seen and start.identity(start.wrapper).standing() == "alive"
 
 
 def _is_given_up(cancel: CancelRecord, left: list[ProcessStat]) -> bool:

@@ -12,9 +12,9 @@ class ProcessSpec(BaseModel):
     """A command to run on the host of the runner that submits it.
 
     `command` is started as it stands, without a shell. `cwd` defaults to the runner's own working
-    directory, `env` adds to the runner's own environment. `records_dir` is where each job's record
-    and output live; its file system must be the host's own, not one shared with other hosts.
-    `stop_grace_s`: seconds between SIGTERM and SIGKILL.
+    directory, `env` adds to the runner's own environment. `stop_grace_s`: seconds between SIGTERM and
+    SIGKILL. `records_dir`: where the records of a job are that jobrunner 0.1 submitted; what is submitted
+    now has them in the data directory of the runner that submits it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -22,7 +22,7 @@ class ProcessSpec(BaseModel):
     command: list[str] = Field(min_length=1)
     cwd: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
-    records_dir: str
+    records_dir: str | None = None
     stop_grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
 
     @field_validator("command")
