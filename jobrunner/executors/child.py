@@ -6,6 +6,7 @@ with one line of JSON on its standard input (`Order`).
 
 import datetime as dt
 import json
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from jobrunner import registry, statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseUnavailable, JobrunnerError, UsageError
+from jobrunner.executors.family import Family
 from jobrunner.logs import get_logger, log_as_lines
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.base_job import object_of
@@ -99,7 +101,7 @@ def main() -> int:
         return ENDED
     signal.signal(signal.SIGTERM, _interrupting(job))
     try:
-        run_claimed(job, database, claim)
+        run_claimed(job, database, claim, Family.of(os.getpid(), order.runner_id).see_off)
     except KeyboardInterrupt:
         pass
     except JobrunnerError as error:

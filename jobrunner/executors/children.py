@@ -5,6 +5,7 @@ for it, under its own claim.
 """
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 from sqlalchemy import RowMapping
 
 from jobrunner import statements
@@ -23,6 +23,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.executors.base import counted
 from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
+from jobrunner.executors.family import CHILD_VARIABLE, Family
 from jobrunner.executors.resting import Resting
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import EarlyEnd, early_end
@@ -47,6 +48,8 @@ class Child:
     runner_id: str
     process: "subprocess.Popen[bytes]"
     """Not asyncio's: that would kill it where the loop ends first."""
+    family: Family
+    """The processes that it starts, and itself."""
     ended: asyncio.Future[int]
     over_since_s: float | None = None
     """Since when it should have ended: a kill is wished, or its deadline has passed."""
@@ -129,7 +132,8 @@ class Children:
         order = Order(job_id, runner_id, self._executor_class, configured(), self._imports, seen)
         process = await asyncio.to_thread(_begun, order)
         loop = asyncio.get_running_loop()
-        child = self.by_job[job_id] = Child(job_id, runner_id, process, loop.create_future())
+        family = Family.of(process.pid, runner_id)
+        child = self.by_job[job_id] = Child(job_id, runner_id, process, family, loop.create_future())
         threading.Thread(target=_wait_for, args=(child, loop), name="jobrunner-child", daemon=True).start()
         self._spawn(self._see_to(child))
 
@@ -203,8 +207,12 @@ class Children:
         self._resting.forget(child.job_id)
         if row["state"] is not JobState.RUNNING:
             return True
+        if child.ending is not None:  # what it started may outlive it
+            await child.ending
         end = child.why or early_end(row, await self._persist(statements.now))
         end = end or EarlyEnd(JobState.FAILED, _words_of(code))
+        if child.ending is not None and (left := await asyncio.to_thread(child.family.left)):
+            end = EarlyEnd(end.state, f"{end.message}; left behind: {left}")
         if await self._persist(statements.end, claim, end.state, end.message):
             log.warning(
                 "a child ended without a word", job=child.job_id, state=end.state, why=_words_of(code)
@@ -213,12 +221,11 @@ class Children:
 
     async def _end(self, child: Child) -> None:
         log.warning("a child does not end by itself: it is being ended", job=child.job_id)
-        _signal(child, signal.SIGTERM)
+        await asyncio.to_thread(child.family.signal, signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(TERMINATE_S):
                 await asyncio.shield(child.ended)
-                return
-        _signal(child, signal.SIGKILL)
+        await asyncio.to_thread(child.family.kill)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -244,6 +251,7 @@ def _begun(order: Order) -> "subprocess.Popen[bytes]":
     process = subprocess.Popen(
         [sys.executable, "-m", "jobrunner.executors.child"],
         stdin=subprocess.PIPE,
+        env={**os.environ, CHILD_VARIABLE: order.runner_id},
         start_new_session=True,  # Ctrl-C at the worker's terminal is not meant for it
     )
     assert process.stdin is not None
@@ -261,12 +269,3 @@ def _wait_for(child: Child, loop: asyncio.AbstractEventLoop) -> None:
 def _tell_of_end(child: Child, code: int) -> None:
     if not child.ended.done():
         child.ended.set_result(code)
-
-
-def _signal(child: Child, number: signal.Signals) -> None:
-    """Signal a child and all that it started, unless it has ended meanwhile."""
-    with suppress(psutil.Error):
-        for each in psutil.Process(child.process.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                each.send_signal(number)
-    child.process.send_signal(number)

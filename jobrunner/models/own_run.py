@@ -2,7 +2,9 @@
 
 import os
 import random
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
@@ -64,6 +66,8 @@ class OwnRun:
         self.interrupted = False
         """Whether the process was told to stop: a kill or a timeout may be the reason."""
         self._pid = os.getpid()
+        self.see_off: Callable[[], str] | None = None
+        """Ends what the code has started, where the process is the job's alone; returns what is left."""
         self.database = database
         self._pacer = Pacer(heartrate)
         self._beater = Beater(database, claim.runner_id)
@@ -180,10 +184,29 @@ class OwnRun:
         """End a job before its code does: `on_kill`, then the state, then the error that says so."""
         if not self.ended:
             call_on_kill(job)
+            left = self._left_behind()
+            message = f"{message}; left behind: {left}" if left else message
             self.end(state, message)
             self.verdict = error_of_end(self.claim.job_id, state, message)
         assert self.verdict is not None  # a job is ended early by a kill or its timeout
         raise self.verdict
+
+    def _left_behind(self) -> str:
+        """End what the code has started, beating meanwhile; return what could not be ended."""
+        if self.see_off is None:
+            return ""
+        left: list[str] = []
+        see_off = self.see_off
+        thread = threading.Thread(
+            target=lambda: left.append(see_off()), name="jobrunner-see-off", daemon=True
+        )
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05)
+            if self._pacer.remaining_s() <= 0:
+                self._pacer.restart()
+                self.beat()
+        return "".join(left)
 
     def due_end(self) -> EarlyEnd | None:
         """Return how the job has to end before its code does; None: it goes on, as far as can be told."""
@@ -266,14 +289,20 @@ def claim_here(job: "BaseJob", owner: Owner) -> tuple[Database, Claim]:
     return database, claim
 
 
-def run_claimed(job: "BaseJob", database: Database, claim: Claim) -> None:
-    """Run the own code of a job that this process has just claimed, to its terminal state."""
+def run_claimed(
+    job: "BaseJob", database: Database, claim: Claim, see_off: Callable[[], str] | None = None
+) -> None:
+    """Run the own code of a job that this process has just claimed, to its terminal state.
+
+    `see_off`: ends what the code has started, before the job counts as killed or out of time.
+    """
     with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
         warn_of_skew(database, job.heartrate)
     left_s = None
     if job.deadline_at is not None:
         left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
     own = OwnRun(database, claim, job.heartrate, database.settings.grace_multiplier, left_s)
+    own.see_off = see_off
     job._own = own
     on_started = getattr(job.executor, "on_started", None)
     try:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -91,6 +92,15 @@ class Deny(_Own):
             time.sleep(600)
         except KeyboardInterrupt:
             sys.exit(0)
+
+
+class WithDaemon(Patient):
+    """Has a daemon with a session of its own and no parent of the job's, which heeds no SIGTERM."""
+
+    def _execute(self) -> None:
+        stubborn = f"trap '' TERM; echo daemon $$ >> {self.notes}; while :; do sleep 0.1; done"
+        subprocess.run(["sh", "-c", '(setsid sh -c "$0" &)', stubborn], check=True)
+        super()._execute()
 
 
 class ExitOnKill(Patient):

@@ -8,12 +8,13 @@ import pytest
 
 from jobrunner.database import Database
 from jobrunner.executors import children
+from jobrunner.identity import process_table
 from jobrunner.models import BaseJob
 from jobrunner.states import JobState
 from tests.helpers import plain_sql, row_of
 from tests.runner.support import in_loop, soon
 from tests.worker import own_jobs
-from tests.worker.test_children import ROOT, pids, said, store
+from tests.worker.test_children import ROOT, all_dead, pids, said, store
 from tests.worker.workers import a_worker
 
 
@@ -91,3 +92,18 @@ async def test_of_a_kill_and_a_timeout_the_first_one_counts(
         moments = f"datetime('now', '{killed} seconds'), deadline_at = datetime('now', '{deadline} seconds')"
         plain_sql(sqlite_url, f"UPDATE job SET kill_requested_at = {moments} WHERE id = {job_id}")
         assert (await until_ended(sqlite_database, job_id))[0] is state
+
+
+@in_loop
+async def test_a_killed_child_leaves_no_daemon_behind_when_it_counts_as_killed(
+    sqlite_database: Database, notes: Path
+) -> None:
+    job_id = store(own_jobs.WithDaemon, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: sorted(said(notes)) == ["daemon", "ran"])
+        daemon = pids(notes)[said(notes).index("daemon")]
+        BaseJob.get(job_id).request_kill(by="ana")
+        assert await until_ended(sqlite_database, job_id) == (JobState.KILLED, "killed by ana")
+        found = process_table().get(daemon)
+        assert found is None or found.has_ended
+        await soon(lambda: all_dead(notes))

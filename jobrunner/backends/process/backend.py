@@ -162,6 +162,7 @@ def _submit(spec: ProcessSpec, records_dir: str, token: str) -> str:
 
 def _order(spec: ProcessSpec, directory: RecordDirectory) -> wrapper.Order:
     environment = {**os.environ, **spec.env, RECORD_VARIABLE: directory.path}
+    environment.pop("JOBRUNNER_CHILD", None)  # the command is no part of the job whose code started it
     return {
         "directory": _as_utf8(directory.path),
         "host": host_id(),
@@ -190,6 +191,7 @@ def _spawn(order: wrapper.Order, path: str) -> tuple[str, str]:
     command = [sys.executable, "-I", "-S", "-X", "utf8", str(_WRAPPER)]
     # Where this process is part of another job, its wrapper must not count as part of that one, too.
     environment = {**os.environ, RECORD_VARIABLE: path}
+    environment.pop("JOBRUNNER_CHILD", None)
     ensure_in_time()
     try:
         # A session of its own: Ctrl-C in the runner's terminal must not cut the start in two.

@@ -1,0 +1,97 @@
+"""A child process and all that it has started, however that has detached itself."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from typing import Self
+
+from jobrunner.clock import monotonic_s
+from jobrunner.identity import ProcessIdentity, ProcessStat, described, process_table, variable_of
+
+CHILD_VARIABLE = "JOBRUNNER_CHILD"
+"""In the environment of a child and of what it starts: the runner_id under which it runs its job."""
+
+_RECORD_VARIABLE = "JOBRUNNER_RECORD"
+_TERMINATE_S = 3.0  # what a job has started may take to end by itself, once the job is killed
+_KILL_WITHIN_S = 5.0  # what SIGKILL has not ended by then is another user's, or stuck in the kernel
+_LOOK_S = 0.1
+
+_Mark = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Family:
+    """The processes of one child: its descendants, its session, and whatever carries its runner_id.
+
+    The wrapper of a command that the child supervises is not among them, nor is the command: that is a
+    job of its own, and outlives this one.
+    """
+
+    child: ProcessIdentity | None
+    runner_id: str
+    _known: set[_Mark] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, pid: int, runner_id: str) -> Self:
+        """Return the family of a child that has just been started."""
+        return cls(ProcessIdentity.of(pid), runner_id)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal each process that lives now, parents first."""
+        for stat in self._live():
+            _send(stat, number)
+
+    def kill(self) -> None:
+        """End what lives, and what it starts meanwhile; return when nothing does, or nothing more helps."""
+        give_up_s = monotonic_s() + _KILL_WITHIN_S
+        while live := self._live():
+            for number in (signal.SIGSTOP, signal.SIGKILL):  # what is stopped starts nothing more
+                for stat in live:
+                    _send(stat, number)
+            if monotonic_s() > give_up_s:
+                return
+            time.sleep(_LOOK_S)
+
+    def see_off(self) -> str:
+        """End all but this process, with SIGTERM first; return what still lives, as `left` does."""
+        give_up_s = monotonic_s() + _TERMINATE_S
+        self.signal(signal.SIGTERM)
+        while self._live() and monotonic_s() < give_up_s:
+            time.sleep(_LOOK_S)
+        self.kill()
+        return self.left()
+
+    def left(self) -> str:
+        """Return the processes that still live, for people; empty: there are none."""
+        return ", ".join(described(stat.pid) for stat in self._live())
+
+    def _live(self) -> list[ProcessStat]:
+        if self.child is None:
+            return []
+        table = process_table()
+        own_record = os.environ.get(_RECORD_VARIABLE)
+        ours: set[int] = set()
+        for stat in sorted(table.values(), key=lambda stat: (stat.started, stat.pid)):
+            mark = (stat.pid, stat.started)
+            is_root = mark in self._known or mark == (self.child.pid, self.child.started)
+            if (
+                is_root
+                or stat.parent in ours
+                or stat.session == self.child.pid
+                or variable_of(stat.pid, CHILD_VARIABLE) == self.runner_id
+            ) and (is_root or variable_of(stat.pid, _RECORD_VARIABLE) in {None, own_record}):
+                ours.add(stat.pid)
+        live = [table[pid] for pid in ours if not table[pid].has_ended and pid != os.getpid()]
+        self._known |= {(stat.pid, stat.started) for stat in live}
+        return sorted(live, key=lambda stat: (stat.started, stat.pid))
+
+
+def _send(stat: ProcessStat, number: signal.Signals) -> None:
+    try:
+        it = ProcessIdentity.of(stat.pid)
+        if it is None or it.started != stat.started:
+            return
+        os.kill(stat.pid, number)
+    except (ProcessLookupError, PermissionError):  # it ended, or is another user's: `left` names it
+        return
