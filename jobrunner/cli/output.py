@@ -127,7 +127,7 @@ def width_of_stderr() -> int:
 
 def one_line(text: str) -> str:
     """Return the text in one line, without what would steer a terminal."""
-    return visible(text.rstrip())
+    return "".join(char if char.isprintable() else " " for char in text).rstrip()
 
 
 def shortened(text: str, width: int) -> str:
