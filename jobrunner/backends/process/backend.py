@@ -90,7 +90,7 @@ class ProcessBackend:
         return await asyncio.to_thread(_find, place, token)
 
     def _records_here(self) -> str:
-        place = str(self._records_dir or get_settings().data_dir / "processes")
+        place = str(self._records_dir or get_settings().records_dir)
         try:
             place.encode()
         except UnicodeEncodeError:
