@@ -167,6 +167,8 @@ class Showing:
         }
         locked = await self._runner.call(_observe, self._runner.owner.runner_id, sights)
         for owned, shown in some.items():
+            if owned.external_id != sights[owned.job_id].external_id:
+                continue  # submitted again meanwhile: its row shows nothing yet of the new work
             if owned.job_id not in locked:
                 owned.shown = shown
                 if owned.to_show is shown:  # nothing newer came meanwhile

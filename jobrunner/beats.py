@@ -84,7 +84,7 @@ class Beats:
         self._wake.set()
 
     def remove(self, owned: OwnedRow) -> None:
-        """Beat no more for a job: before its terminal write, and when it is not ours any more."""
+        """Beat no more for a job: after its terminal write, and when it is not ours any more."""
         with self._lock:
             group = self._groups.get(owned.heartrate)
             # Claimed anew by this very runner, the id may stand for a later claim.

@@ -1,22 +1,25 @@
 """Cancelling a runner's jobs: for a kill, or out of time, until the backend was seen to have done it."""
 
 import asyncio
-import heapq
 import math
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import RowMapping
 
 from jobrunner import statements
 from jobrunner.clock import monotonic_s
+from jobrunner.due_queue import Due, DueQueue
+from jobrunner.heartbeat import lost_because
+from jobrunner.hooks import Hooks
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_on_kill, has_on_kill
-from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, OwnedJob, Shown
+from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, Cancellation, OwnedJob, Shown
 from jobrunner.retry import Retry
 
 if TYPE_CHECKING:
+    from jobrunner.models import MonitorJob
     from jobrunner.runner import Runner
 
 log = get_logger(__name__)
@@ -28,109 +31,167 @@ _NAP_MOST_S = 2.0  # asyncio's timers stand still while a laptop sleeps; deadlin
 
 
 class Cancelling:
-    """Sees to it that a job for which there is a recorded wish ends; nothing else cancels anything."""
+    """Ends the work of jobs for which a cancellation was requested; nothing else cancels anything.
 
-    def __init__(self, runner: "Runner", threads: ThreadPoolExecutor) -> None:
+    A kill and a deadline are requested of the job: they are carried out on the attempt that is current. A
+    start timeout concerns one attempt. What is under way for an attempt is in its `Cancellation`.
+    """
+
+    def __init__(self, runner: "Runner", hooks: Hooks, on_kill_s: float | None = None) -> None:
         self._runner = runner
-        self._threads = threads
-        self._moments: list[tuple[float, int]] = []
+        self._hooks = hooks
+        self._on_kill_s = on_kill_s
+        self._moments: DueQueue[Due] = DueQueue()
         self._moment_set = asyncio.Event()
 
     def on_flagged(self, ids: list[int]) -> None:
-        """Heed kill flags; of a job that is being submitted, the submission heeds it."""
+        """Take note of kill flags; of a job that is being submitted, the submission heeds it."""
         for job_id in ids:
             owned = self._runner.jobs.get(job_id)
             if owned is not None and not owned.kill_seen:
                 owned.kill_seen = True
-                if owned.is_watched:
-                    self._runner.spawn(self._kill(owned), owned)
+                self.heed(owned)
 
-    def begin(self, owned: OwnedJob) -> None:
-        """Cancel a job, now that it is watched, for what was wished before."""
-        if owned.cancel_cause is not None:  # and for a kill its former owner has called `on_kill`
-            self._runner.spawn(self._cancel(owned, owned.cancel_cause), owned)
-        elif owned.kill_seen:
+    def heed(self, owned: OwnedJob) -> None:
+        """Carry out, on the attempt that is watched, what is requested of the job by now.
+
+        Called when a request comes, and again when another attempt is watched: whatever came between
+        two attempts is carried out then.
+        """
+        if not owned.is_watched or owned.concluding:
+            return
+        cause = owned.cancellation.cause
+        if owned.kill_seen and cause != KILL:
             self._runner.spawn(self._kill(owned), owned)
+        elif cause is not None:  # and for a kill its former owner has called `on_kill`
+            self._runner.spawn(self._cancel(owned, cause), owned)
         elif monotonic_s() >= owned.deadline_s:
             self._runner.spawn(self._cancel(owned, DEADLINE), owned)
 
     async def call_on_kill(self, owned: OwnedJob) -> None:
-        """Call the job's own `on_kill`, and wait for it for a while."""
+        """Call the job's own `on_kill`, once, and wait for it for a while."""
         if owned.job is None or not has_on_kill(owned.job):
             return
-        call = asyncio.get_running_loop().run_in_executor(self._threads, call_on_kill, owned.job)
-        await asyncio.wait([call], timeout=_ON_KILL_S)
-        if not call.done():
-            log.warning("on_kill takes long: the kill goes on meanwhile", job=owned.job_id)
+        most_s = _ON_KILL_S if self._on_kill_s is None else self._on_kill_s
+        if owned.on_kill is None:
+            owned.on_kill = self._runner.spawn(self._call_on_kill(owned.job, most_s))
+        if owned.on_kill is not None:
+            await asyncio.wait([owned.on_kill], timeout=most_s)
+
+    async def _call_on_kill(self, job: "MonitorJob", most_s: float) -> None:
+        error = await self._hooks.call(job, "on_kill", partial(call_on_kill, job), most_s)
+        if error is not None:
+            log.error("on_kill failed", job=job.id, error=error, exc_info=error)
 
     async def _kill(self, owned: OwnedJob) -> None:
+        mine = owned.cancellation
         await self.call_on_kill(owned)
-        await self._cancel(owned, KILL)
+        if owned.cancellation is mine:  # else it is heeded when the new attempt is watched
+            await self._cancel(owned, KILL)
 
     async def _cancel(self, owned: OwnedJob, cause: str) -> None:
-        """Ask for the end, and again with back-off, until the poller has seen it."""
-        if owned.cancelling:
+        """Ask for the end of the current attempt, and again with back-off, until the poller has seen it."""
+        mine, attempt = owned.cancellation, owned.attempt
+        if mine.is_begun or owned.over or owned.concluding or attempt.external_id is None:
             return
-        owned.cancelling = True
-        row = await self._runner.persist(statements.begin_cancel, owned.claim, cause)
+        mine.is_begun = True
+        row = await self._runner.persist(statements.begin_cancel, owned.claim, attempt, cause)
         if row is None:
-            return  # no longer ours: the next beat says so
-        owned.cancel_cause = row["cancel_cause"]
+            await self._see_why_not_begun(owned, mine)
+            return
+        mine.cause = row["cancel_cause"]
         reason = _reason(owned, row)
         retry = Retry(first_s=_FIRST_S, most_s=max(2.0, min(30.0, owned.poll_interval)))
-        while not (owned.over or owned.concluding):
+        while _stands(owned, mine):
             if self._runner.beats.is_fenced(owned):
                 await asyncio.sleep(_FENCE_LOOK_S)  # a good beat, or its loss, will tell whose it is
                 continue
-            trouble = await owned.channel.cancel(owned.external_id or "", reason)
-            if trouble is not None and trouble != owned.cancel_trouble:
+            trouble = await owned.channel.cancel(attempt.external_id, reason)
+            if trouble is not None and trouble != mine.trouble:
                 log.warning("cancel not taken", job=owned.job_id, error=trouble)
-            owned.cancel_trouble = trouble
-            owned.channel.poller.hurry(owned.job_id)
+            mine.trouble = trouble
+            if _stands(owned, mine):
+                owned.channel.poller.hurry(owned.job_id)
             await retry.pause()
-            owned.channel.poller.hurry(owned.job_id)
+            if _stands(owned, mine):
+                owned.channel.poller.hurry(owned.job_id)
+
+    async def _see_why_not_begun(self, owned: OwnedJob, mine: Cancellation) -> None:
+        """Give up a job whose row is at another attempt: this runner would never cancel that one."""
+        row = await self._runner.persist(statements.get_or_none, owned.job_id)
+        if not _stands(owned, mine) or row is None or lost_because(owned.claim, row) is not None:
+            return  # ended, or resubmitted by this runner itself, or the next beat says that it is lost
+        self._runner.drop(owned, f"Job {owned.job_id} is at another attempt than this runner.")
 
     def on_look(self, owned: OwnedJob, shown: Shown) -> None:
         """Cancel work that a look just showed not to have started, though its time to start is over.
 
         Only a look from after that moment tells: it may have started unseen, or under a former owner.
         """
+        mine = owned.cancellation
         if owned.has_started:
-            owned.waited = None
-        elif owned.cancel_cause is None:  # later words may be about the cancelling
-            owned.waited = shown
-            if monotonic_s() >= owned.start_by_s and owned.is_watched and not owned.kill_seen:
+            mine.waited = None
+        elif mine.cause is None:  # later words may be about the cancelling
+            mine.waited = shown
+            is_late = monotonic_s() >= mine.start_by_s
+            if is_late and owned.is_watched and not (owned.kill_seen or mine.is_begun):
                 self._runner.spawn(self._cancel(owned, START_TIMEOUT), owned)
 
-    def at(self, moment_s: float, owned: OwnedJob) -> None:
-        """See at `moment_s` (on the monotonic clock) whether a job is out of time, if it is still there."""
-        if moment_s < math.inf:
-            heapq.heappush(self._moments, (moment_s, owned.job_id))
+    # --- moments ---------------------------------------------------------------------------------
+
+    def set_time(self, owned: OwnedJob) -> None:
+        """See, at the next of its moments, whether a job is out of time; those that passed count as seen."""
+        now_s = monotonic_s()
+        moments = (owned.deadline_s, owned.cancellation.start_by_s)
+        next_s = min((moment_s for moment_s in moments if moment_s > now_s), default=math.inf)
+        if next_s < math.inf:
+            if owned.moment is None:
+                owned.moment = Due(owned.job_id)
+            self._moments.put(owned.moment, next_s)
             self._moment_set.set()
 
+    def forget(self, owned: OwnedJob) -> None:
+        """Forget the moments of a job that is no longer this runner's."""
+        if owned.moment is not None:
+            self._moments.drop(owned.moment)
+
     async def keep_time(self) -> None:
-        """Do so, for ever."""
+        """Look at each job when its time has come, for ever."""
         while True:
-            wait_s = min(_NAP_MOST_S, self._moments[0][0] - monotonic_s()) if self._moments else None
-            if wait_s is None or wait_s > 0:
+            first = self._moments.first()
+            wait_s = None if first is None else min(_NAP_MOST_S, first.due_s - monotonic_s())
+            if first is None or wait_s is None or wait_s > 0:
                 self._moment_set.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._moment_set.wait()
                 continue
-            _, job_id = heapq.heappop(self._moments)
-            owned = self._runner.jobs.get(job_id)
-            if owned is None or not owned.is_watched:
-                continue  # one that is being submitted is looked at when it is watched
-            if monotonic_s() >= owned.deadline_s:
+            self._moments.pop_first()
+            owned = self._runner.jobs.get(first.job_id)
+            if owned is not None and owned.moment is first:
+                self._look_at_time(owned)
+                self.set_time(owned)
+
+    def _look_at_time(self, owned: OwnedJob) -> None:
+        if not owned.is_watched or owned.concluding:
+            return  # one that is being submitted is looked at when it is watched
+        now_s = monotonic_s()
+        if now_s >= owned.deadline_s:
+            if not owned.kill_seen:
                 self._runner.spawn(self._cancel(owned, DEADLINE), owned)
-            elif monotonic_s() >= owned.start_by_s and not owned.has_started:
-                owned.channel.poller.hurry(owned.job_id)  # and `on_look` decides
+        elif now_s >= owned.cancellation.start_by_s and not owned.has_started:
+            owned.channel.poller.hurry(owned.job_id)  # and `on_look` decides
+
+
+def _stands(owned: OwnedJob, mine: Cancellation) -> bool:
+    """Whether the attempt that this cancellation belongs to is still to be ended."""
+    return owned.cancellation is mine and not (owned.over or owned.concluding)
 
 
 def _reason(owned: OwnedJob, row: RowMapping) -> str:
     """Return what the outside is told."""
-    if owned.cancel_cause != START_TIMEOUT:
-        return row["kill_reason"] or f"{owned.cancel_cause} by jobrunner"
-    words = owned.waited.words if owned.waited is not None else ""
+    mine = owned.cancellation
+    if mine.cause != START_TIMEOUT:
+        return row["kill_reason"] or f"{mine.cause} by jobrunner"
+    words = mine.waited.words if mine.waited is not None else ""
     return f"{START_TIMEOUT} by jobrunner after {owned.start_timeout or 0:g}s: {words}".removesuffix(": ")

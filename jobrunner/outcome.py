@@ -1,7 +1,7 @@
-"""How a job ends: what the last answer about its work means, and the one write of it."""
+"""How jobs end: what the last answer about their work means, and the one write of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, RowMapping
 
@@ -10,6 +10,7 @@ from jobrunner.backends.base import Gone, Observation, Patience
 from jobrunner.heartbeat import lost_because
 from jobrunner.models.endings import kill_message
 from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, OwnedJob, Shown
+from jobrunner.statements import Claim, End
 from jobrunner.states import JobState, Phase
 
 
@@ -64,23 +65,76 @@ def is_lost(owned: OwnedJob, gone: Gone, patience: Patience, now_s: float) -> Ve
     return None
 
 
-def write_end(connection: Connection, owned: OwnedJob, last: Observation | Verdict) -> JobState | str:
-    """Write how a job ended; return the state that stands, or why it is not ours to be written."""
-    claim, external_id = owned.claim, owned.external_id
-    seen: dict[str, Any] = {}
-    if isinstance(last, Observation):
-        row = statements.get_or_none(connection, claim.job_id)
-        if row is None:
-            return f"Job {claim.job_id} was deleted."
-        seen = Shown.of(last).columns()
-        del seen["message"]  # the verdict has it
-        last = verdict_of(last, row, owned.waited)
-    if statements.end(connection, claim, last.state, last.message, external_id=external_id, **seen):
-        return last.state
-    found = statements.look(connection, [claim.job_id]).get(claim.job_id)
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of one job, as its owner knows it."""
+
+    claim: Claim
+    external_id: str | None
+    """The work that ended; None: it was never submitted."""
+    last: Observation | Verdict
+    waited: Shown | None = None
+    """What was shown last before a start timeout."""
+
+    def judged(self, row: RowMapping) -> End:
+        """Return how the job ends, by what its row says of a cancellation."""
+        job_id, claims = self.claim.job_id, self.claim.claims
+        if isinstance(self.last, Verdict):
+            return End(job_id, claims, self.external_id, self.last.state, self.last.message)
+        verdict = verdict_of(self.last, row, self.waited)
+        seen = Shown.of(self.last)
+        return End(
+            job_id,
+            claims,
+            self.external_id,
+            verdict.state,
+            verdict.message,
+            row["cancel_cause"] or "",
+            seen.external_state,
+            dict(seen.detail) or None,
+        )
+
+
+def write_ends(
+    connection: Connection, runner_id: str, endings: Sequence[Ending], *, plainly: bool = False
+) -> dict[int, JobState | str | None]:
+    """Write how jobs of a runner ended, and return what became of each, by its id; one ending a job.
+
+    The state that stands; or why it is not this runner's to be written; or None, where it is to be tried
+    again: somebody holds the row locked, or a cancellation was begun after the end was judged.
+    `plainly`: without anything that the outside said, where the database refuses that.
+    """
+    rows = statements.judged_by(connection, [each.claim.job_id for each in endings])
+    ends: dict[int, End] = {}
+    for each in endings:
+        row = rows.get(each.claim.job_id)
+        if row is not None:
+            ends[each.claim.job_id] = _plain(each.judged(row)) if plainly else each.judged(row)
+    written = set(statements.end_many(connection, runner_id, list(ends.values())))
+    outcomes: dict[int, JobState | str | None] = {job_id: ends[job_id].state for job_id in written}
+    left = [each for each in endings if each.claim.job_id not in written]
+    found = statements.look(connection, [each.claim.job_id for each in left]) if left else {}
+    for each in left:
+        job_id = each.claim.job_id
+        outcomes[job_id] = _as_it_stands(each, ends.get(job_id), found.get(job_id))
+    return outcomes
+
+
+def _as_it_stands(ending: Ending, end: End | None, found: RowMapping | None) -> JobState | str | None:
+    """Return what became of an end whose row did not come back."""
+    claim = ending.claim
     if found is not None and (found["runner_id"], found["claims"]) == (claim.runner_id, claim.claims):
         state = JobState(found["state"])
         if state.is_terminal:  # an earlier try was taken, and only its answer was lost
             return state
-    why = lost_because(claim, found) or f"Job {claim.job_id} has another external id."
-    return f"{why} Its outcome here, {last.state}, was not written."
+    why = lost_because(claim, found)
+    if why is None and found is not None and found["external_id"] != ending.external_id:
+        why = f"Job {claim.job_id} has another external id."
+    if why is None or end is None:
+        return why
+    return f"{why} Its outcome here, {end.state}, was not written."
+
+
+def _plain(end: End) -> End:
+    words = f"{end.state}; what the outside said of it could not be stored"
+    return end._replace(message=words, external_state=None, detail=None)

@@ -3,7 +3,8 @@
 import asyncio
 import datetime as dt
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from sys import intern
 from types import MappingProxyType
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from jobrunner.backends.base import Observation
 from jobrunner.clock import monotonic_s
-from jobrunner.statements import Claim
+from jobrunner.due_queue import Due
+from jobrunner.statements import Attempt, Claim
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
     from jobrunner.channel import Channel
+    from jobrunner.database_threads import DatabaseThreads
     from jobrunner.models import MonitorJob
 
 KILL, DEADLINE, START_TIMEOUT = "kill", "deadline", "start_timeout"
@@ -108,10 +111,27 @@ class OwnProcess(OwnedRow):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
+class Cancellation:
+    """What is known of the cancelling of one attempt; another attempt begins with a new one."""
+
+    start_by_s: float = math.inf
+    """When work that has not started will be cancelled; it counts from the submission."""
+    waited: Shown | None = None
+    """What was shown last of work that had not started, before it was cancelled."""
+    is_begun: bool = False
+    """Whether somebody here is about it: one alone asks the backend."""
+    cause: str | None = None
+    """Why it is cancelled, as the row says."""
+    trouble: str | None = None
+    """Why the backend could not be asked, if that was its last answer."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
 class OwnedJob(OwnedRow):
     """One monitor job of this runner. The event loop's thread changes it; the beating thread reads it."""
 
     channel: "Channel"
+    threads: "DatabaseThreads"
     poll_interval: float
     token: str
     external_id: str | None
@@ -124,23 +144,21 @@ class OwnedJob(OwnedRow):
     taken_s: float
     """When this runner came to own it."""
     is_called_back: bool = False
+    on_kill: asyncio.Task[None] | None = None
+    """The call of its `on_kill`: there is one, whatever happens to the attempts."""
     deadline_s: float = math.inf
     start_timeout: float | None = None
-    start_by_s: float = math.inf
-    """When a work that has not started will be cancelled; it counts from the submission."""
+    moment: Due | None = None
+    """The next moment at which it may be out of time."""
     has_started: bool = False
-    waited: Shown | None = None
-    """What was shown last of work that had not started, before it was cancelled."""
     progress_by_s: float = math.inf
     """When its own step under way will have been completed (PROTOCOL 3); the poller has its own promise."""
     is_watched: bool = False
     kill_seen: bool = False
-    cancel_cause: str | None = None
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    """Of the current attempt."""
     resubmit: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
     """How often it may still be submitted again, by the cause of a failure."""
-    cancelling: bool = False
-    cancel_trouble: str | None = None
-    """Why the backend could not be asked to cancel, if that was its last answer."""
     seen: bool = False
     gone_s: float = 0.0
     """For how long, all in all, the backend has said that it does not know the job."""
@@ -153,10 +171,47 @@ class OwnedJob(OwnedRow):
     to_show: Shown | None = None
     """What it is to show, while that is still to be written."""
     concluding: bool = False
+    """Whether its attempt was seen to have ended, and nothing more is asked about it."""
+    is_ending: bool = False
+    """Whether its end waits to be written: it is beaten for until then, and the write says whose it is."""
+    _waits: int = 0
+
+    @property
+    def attempt(self) -> Attempt:
+        """The current attempt."""
+        return Attempt(self.token, self.external_id)
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether the current attempt is being cancelled."""
+        return self.cancellation.is_begun
+
+    @property
+    def cancel_trouble(self) -> str | None:
+        """Why the backend could not be asked to cancel the current attempt."""
+        return self.cancellation.trouble
+
+    @property
+    def start_by_s(self) -> float:
+        """When the current attempt will be cancelled, if it has not started by then."""
+        return self.cancellation.start_by_s
 
     def is_making_progress(self) -> bool:
         """Whether its step under way, and its poller, are on time."""
+        if self._waits:  # for its turn at the database, perhaps behind thousands: it is not stuck
+            return self.threads.is_making_progress()
         return monotonic_s() <= self.progress_by_s and self.channel.is_making_progress()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within it wait for the database; the time does not count against the step under way."""
+        begun_s = monotonic_s()
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self.progress_by_s += monotonic_s() - begun_s
+            self._waits -= 1
 
     def was_seen(self, observation: Observation) -> None:
         """Take note that the backend knows the job."""
@@ -164,13 +219,16 @@ class OwnedJob(OwnedRow):
         self.seen, self.gone_s, self.gone_at_s = True, 0.0, None
         self.errors, self.unreadable_since = 0, None
 
-    def start_anew(self, token: str, resubmit: Mapping[str, int]) -> None:
-        """Forget the work that failed, for another submission of the job."""
-        self.token, self.resubmit, self.external_id = token, resubmit, None
+    def start_anew(self, token: str, resubmit: Mapping[str, int] | None = None) -> None:
+        """Forget the attempt that failed, or was proven absent, and all that concerned it alone."""
+        self.token, self.external_id = token, None
+        if resubmit is not None:
+            self.resubmit = resubmit
+        self.cancellation = Cancellation()
         self.is_watched = self.seen = self.has_started = False
-        self.gone_s, self.gone_at_s, self.start_by_s = 0.0, None, math.inf
+        self.gone_s, self.gone_at_s = 0.0, None
         self.errors, self.unreadable_since = 0, None
-        self.shown = self.to_show = self.waited = None
+        self.shown = self.to_show = None
 
     def settle(self, outcome: JobState | BaseException) -> None:
         """Tell whoever gave the job to the runner, once."""

@@ -76,7 +76,7 @@ class Poller:
         self._random = random or random_module.Random()  # noqa: S311  # jitter, not a secret
         self._call_s = patience_of(backend).call_s
         self._watches: dict[int, Watch] = {}
-        self._queue = DueQueue()
+        self._queue: DueQueue[Watch] = DueQueue()
         self._hearsay = Hearsay(clock)
         self._health = ConnectionHealth(name, self._random, on_health)
         self._calls: dict[asyncio.Task[None], _Call] = {}

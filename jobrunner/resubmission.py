@@ -24,7 +24,7 @@ def shall_be_resubmitted(owned: OwnedJob, last: Observation) -> bool:
         last.phase is Phase.FAILED
         and owned.resubmit.get(last.cause, 0) > 0
         and not owned.kill_seen
-        and owned.cancel_cause is None
+        and owned.cancellation.cause is None
         and monotonic_s() < owned.deadline_s
     )
 
@@ -42,6 +42,5 @@ async def resubmit(runner: "Runner", owned: OwnedJob, last: Observation) -> RowM
         if row is None or row["submit_token"] != token:  # else only the answer of an earlier try was lost
             return None
     log.info("submitted again", job=owned.job_id, cause=last.cause, left=left[last.cause])
-    owned.channel.poller.forget(owned.job_id)
     owned.start_anew(token, left)
     return await runner.persist(statements.get_or_none, owned.job_id)

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import RowMapping
@@ -16,12 +16,15 @@ from jobrunner.cancelling import Cancelling
 from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
+from jobrunner.database_threads import DatabaseThreads
+from jobrunner.ends import Ends
 from jobrunner.errors import ClaimLost, DatabaseError
 from jobrunner.heartbeat import warn_of_skew
+from jobrunner.hooks import Hooks
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_back, has_callback, has_on_kill
-from jobrunner.outcome import Verdict, write_end
-from jobrunner.owned import START_TIMEOUT, OwnedJob, OwnedRow, OwnProcess, Shown
+from jobrunner.outcome import Verdict
+from jobrunner.owned import START_TIMEOUT, Cancellation, OwnedJob, OwnedRow, OwnProcess, Shown
 from jobrunner.resubmission import resubmit, shall_be_resubmitted
 from jobrunner.retry import Retry, until_taken
 from jobrunner.statements import Claim, Owner
@@ -35,8 +38,7 @@ log = get_logger(__name__)
 
 _T = TypeVar("_T")
 
-_DATABASE_THREADS = 4
-_HOOK_THREADS = 2  # of their own: users' code that hangs must not keep us from the database
+_CALLBACK_S = 60.0  # after which a `heartbeat_callback` counts as hanging
 _STEP_S = 15.0  # how long a job that was taken may wait for its first step
 _RELEASE_MANY = 500  # in one statement
 _RELEASE_S = 10.0  # how long a runner that is told to stop tries to say so in the database
@@ -47,9 +49,11 @@ class Runner:
 
     `async with Runner(database, owner) as runner:` beats for what is given to `take`, and releases
     on leaving what has not ended: only a recorded wish cancels.
+
+    `on_kill_s`: seconds for which a kill waits for the job's own `on_kill`; by default a minute.
     """
 
-    def __init__(self, database: Database, owner: Owner) -> None:
+    def __init__(self, database: Database, owner: Owner, *, on_kill_s: float | None = None) -> None:
         self.database = database
         self.owner = owner
         self.jobs: dict[int, OwnedJob] = {}
@@ -58,10 +62,12 @@ class Runner:
         self._tasks: dict[asyncio.Task[None], OwnedJob | None] = {}
         self._steps: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
-        self._threads = ThreadPoolExecutor(_DATABASE_THREADS, "jobrunner-database")
-        self._hooks = ThreadPoolExecutor(_HOOK_THREADS, "jobrunner-hooks")
+        self._threads = DatabaseThreads(database.settings)
+        self._hooks = Hooks()
+        self._callbacks_database: Database | None = None
         self._answers = Answers(self)
-        self.cancelling = Cancelling(self, self._hooks)
+        self._ends = Ends(self)
+        self.cancelling = Cancelling(self, self._hooks, on_kill_s)
         self.beats = Beats(
             database,
             owner.runner_id,
@@ -82,8 +88,10 @@ class Runner:
         await self.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
         await asyncio.to_thread(self.beats.stop)
-        await asyncio.to_thread(self._threads.shutdown)
-        self._hooks.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._threads.close)
+        await self._hooks.close()
+        if self._callbacks_database is not None:
+            self._callbacks_database.dispose()
 
     async def stop(self, reason: str = "released: its runner was stopped") -> None:
         """Begin nothing any more, end what is under way, and give all jobs back."""
@@ -127,11 +135,12 @@ class Runner:
         """Do as `take` does, for who does not wait for the end."""
         former = self.jobs.get(claim.job_id)
         if former is not None:
-            self._drop(former, f"Job {claim.job_id} was claimed again by this runner.")
+            self.drop(former, f"Job {claim.job_id} was claimed again by this runner.")
         now_s = monotonic_s()
         owned = OwnedJob(
             claim=claim,
             channel=self._channel(job, row["connection"]),
+            threads=self._threads,
             heartrate=row["heartrate"],
             poll_interval=row["poll_interval"] or job.default_poll_interval,
             token=row["submit_token"],
@@ -144,7 +153,7 @@ class Runner:
             progress_by_s=now_s + _STEP_S,
             kill_seen=row["kill_requested_at"] is not None,
             start_timeout=row["start_timeout"],
-            cancel_cause=row["cancel_cause"],
+            cancellation=Cancellation(cause=row["cancel_cause"]),
             seen=row["external_state"] is not None,  # by a former owner, perhaps
         )
         if row["resubmit"]:
@@ -161,14 +170,14 @@ class Runner:
         if row["deadline_at"] is not None:
             left_s = (row["deadline_at"] - row["latest_heartbeat"]).total_seconds()
             owned.deadline_s = now_s + left_s
-            self.cancelling.at(owned.deadline_s, owned)
+            self.cancelling.set_time(owned)
         if owned.start_timeout is not None:
             # Of a job that was attached to, nobody here knows when it was submitted.
             since = row["submit_started_at"] or row["start_date"]
             left_s = (since - row["latest_heartbeat"]).total_seconds() + owned.start_timeout
-            owned.start_by_s = now_s + left_s
-        if owned.cancel_cause == START_TIMEOUT:
-            owned.waited = Shown(row["external_state"], row["message"])
+            owned.cancellation.start_by_s = now_s + left_s
+        if owned.cancellation.cause == START_TIMEOUT:
+            owned.cancellation.waited = Shown(row["external_state"], row["message"])
 
     def _channel(self, job: "MonitorJob", connection: str | None) -> Channel:
         name, behind = self.database.settings.connection(connection, job.backend_kind)
@@ -222,9 +231,10 @@ class Runner:
         if self.jobs.get(owned.job_id) is owned:
             del self.jobs[owned.job_id]
             owned.channel.poller.forget(owned.job_id)
+        self.cancelling.forget(owned)
         self.beats.remove(owned)
 
-    def _drop(self, owned: OwnedJob, why: str) -> None:
+    def drop(self, owned: OwnedJob, why: str) -> None:
         """Do nothing any more for a job that is no longer ours, neither in the database nor outside."""
         if not owned.over:
             self._forget(owned)
@@ -241,18 +251,19 @@ class Runner:
                     await self.cancelling.call_on_kill(owned)
                 owned.concluding = True
                 await self._end(owned, verdict)
+                return
         if owned.over or owned.external_id is None:
             return  # lost, ended, or told to stop first: submitted or found by the next owner
         owned.channel.poller.watch(owned.job_id, owned.external_id, owned.poll_interval)
         owned.progress_by_s = float("inf")  # from here on the poller's own promise counts
         owned.is_watched = True
-        if owned.start_by_s > monotonic_s():  # else the first look decides
-            self.cancelling.at(owned.start_by_s, owned)
-        self.cancelling.begin(owned)
+        self.cancelling.set_time(owned)  # where its time to start is over, the first look decides
+        self.cancelling.heed(owned)
 
     def conclude(self, owned: OwnedJob, last: Observation | Verdict) -> None:
         """End a job by what was seen of it last, or submit it again where its policy wants that."""
         owned.concluding = True
+        owned.channel.poller.forget(owned.job_id)
         if isinstance(last, Observation) and shall_be_resubmitted(owned, last):
             self.spawn(self._resubmit(owned, last), owned, is_step=True)
         else:
@@ -269,8 +280,10 @@ class Runner:
     async def _end(self, owned: OwnedJob, last: Observation | Verdict) -> None:
         if owned.over:
             return
-        self._forget(owned)  # no beat comes after the terminal write
-        outcome = await self.persist(write_end, owned, last)
+        outcome = await self._ends.write(owned, last)
+        if self.jobs.get(owned.job_id) is not owned:  # claimed again by this runner meanwhile
+            return
+        self._forget(owned)
         if isinstance(outcome, JobState):
             owned.settle(outcome)
         else:
@@ -291,7 +304,8 @@ class Runner:
 
     def _on_lost(self, owned: OwnedRow, why: str) -> None:
         if isinstance(owned, OwnedJob):
-            self._drop(owned, why)
+            if not owned.is_ending:  # else the write of its end says what stands
+                self.drop(owned, why)
         elif isinstance(owned, OwnProcess) and not owned.over:
             owned.over = True
             self.beats.remove(owned)
@@ -308,12 +322,13 @@ class Runner:
 
     async def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
         owned.is_called_back = True
-        try:
-            await self._loop.run_in_executor(self._hooks, call_back, job, self.database)
-        except Exception as error:  # whatever the job's own code raises
-            log.error("heartbeat_callback failed", job=owned.job_id, error=error, exc_info=True)
-        finally:
-            owned.is_called_back = False
+        if self._callbacks_database is None:  # its own connections: a callback that hangs keeps one
+            self._callbacks_database = Database(self.database.settings)
+        call = partial(call_back, job, self._callbacks_database)
+        error = await self._hooks.call(job, "heartbeat_callback", call, _CALLBACK_S)
+        owned.is_called_back = False
+        if error is not None:
+            log.error("heartbeat_callback failed", job=owned.job_id, error=error, exc_info=error)
 
     async def call(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Run a write in a thread, once. Raises `DatabaseError`."""
@@ -322,7 +337,10 @@ class Runner:
             with self.database.write() as connection:
                 return write(connection, *args, **kwargs)
 
-        return await self._loop.run_in_executor(self._threads, _write)
+        task = asyncio.current_task()
+        owned = None if task is None else self._tasks.get(task)
+        with nullcontext() if owned is None else owned.waiting():
+            return await self._threads.run(_write)
 
     async def persist(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Run a write in a thread, again and again until the database has taken it.

@@ -108,7 +108,7 @@ class _Submission:
             return await self._why_not_begun()
         self._started_at = started_at
         if owned.start_timeout is not None:
-            owned.start_by_s = begun_s + owned.start_timeout
+            owned.cancellation.start_by_s = begun_s + owned.start_timeout
         external_id = await self._send(begun_s + SEND_WITHIN_S)
         if external_id is not None and not await self._record(external_id):
             await self._undo(external_id)
@@ -168,7 +168,9 @@ class _Submission:
         row = await self._runner.persist(statements.get_or_none, owned.job_id)
         if row is None or lost_because(owned.claim, row) is not None:
             return None  # the next beat says so
-        owned.token, self._started_at = row["submit_token"], row["submit_started_at"]
+        if row["submit_token"] != owned.token:  # renewed by a try whose answer was lost
+            owned.start_anew(row["submit_token"])
+        self._started_at = row["submit_started_at"]
         owned.external_id = row["external_id"]  # a slow submitter may have recorded it just now
         owned.kill_seen = owned.kill_seen or row["kill_requested_at"] is not None
         return self._not_wanted() if owned.external_id is None else None
@@ -235,7 +237,8 @@ class _Submission:
         if self._not_wanted() is None and await self._runner.persist(
             statements.renew_token, owned.claim, owned.token, token
         ):
-            owned.token, self._started_at = token, None
+            owned.start_anew(token)
+            self._started_at = None
         self._in_doubt = False
 
     async def _wait_until(self, retry_at: dt.datetime) -> None:

@@ -7,7 +7,7 @@ owner carries his whole claim, (runner_id, claims), and its row count is looked 
 
 from jobrunner.statements.beating import Beaten, beat, flagged, look
 from jobrunner.statements.claiming import adopt, adopt_many, claim_many, claim_queued, lose, lose_many, store
-from jobrunner.statements.ending import end, release, release_many
+from jobrunner.statements.ending import End, end, end_many, judged_by, release, release_many
 from jobrunner.statements.holding import HELD, free, held_rows, hold_live, say_held
 from jobrunner.statements.killing import begin_cancel, request_kill
 from jobrunner.statements.observing import Sight, observe_many, tell
@@ -22,6 +22,7 @@ from jobrunner.statements.submitting import (
 )
 from jobrunner.statements.table import (
     PROTOCOL,
+    Attempt,
     Claim,
     Owner,
     Sighting,
@@ -38,8 +39,10 @@ from jobrunner.statements.table import (
 __all__ = [
     "HELD",
     "PROTOCOL",
+    "Attempt",
     "Beaten",
     "Claim",
+    "End",
     "Owner",
     "Sight",
     "Sighting",
@@ -51,6 +54,7 @@ __all__ = [
     "claim_many",
     "claim_queued",
     "end",
+    "end_many",
     "flagged",
     "free",
     "get",
@@ -59,6 +63,7 @@ __all__ = [
     "held",
     "held_rows",
     "hold_live",
+    "judged_by",
     "look",
     "lose",
     "lose_many",

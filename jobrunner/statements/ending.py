@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Update, bindparam, null, update
+from sqlalchemy import Connection, RowMapping, Select, Update, bindparam, func, null, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from jobrunner.sqltypes import db_now
 from jobrunner.statements.given import json_of, plain
@@ -12,12 +13,85 @@ from jobrunner.statements.table import (
     Claim,
     actor_of,
     fence,
+    id_list,
+    in_ids,
     of_given,
     tables,
     with_event,
     with_events,
 )
 from jobrunner.states import JobState, is_allowed
+
+
+class End(NamedTuple):
+    """How a job ends, and what its row must say until then.
+
+    `external_id`: the work that ended; None: the job was never submitted. `cause`: the `cancel_cause` by
+    which the end was judged, "" where there was none; None: no cause makes a difference. What was seen of
+    the work last: None keeps what the row holds.
+    """
+
+    job_id: int
+    claims: int
+    external_id: str | None
+    state: JobState
+    message: str
+    cause: str | None = None
+    external_state: str | None = None
+    detail: Mapping[str, Any] | None = None
+
+
+def end_many(conn: Connection, runner_id: str, ends: Sequence[End]) -> list[int]:
+    """Write how jobs of this runner ended, in one statement, and return the ids of those written.
+
+    One end a job. A row that does not come back is no verdict: it is no longer ours, or it speaks of
+    other work, or of another cause, or somebody holds it locked; `look` and `judged_by` tell these apart.
+    """
+    if not ends:
+        return []
+    assert all(is_allowed(JobState.RUNNING, each.state) for each in ends)
+    statement = _ended(conn.dialect.name)
+    rows = json_of([list(each) for each in ends])
+    event = (JobState.RUNNING, None, actor_of(runner_id), None)
+    return with_events(conn, statement, *event, rows=rows, me=runner_id)
+
+
+@cache
+def _ended(dialect: str) -> Update:
+    """Return an update that ends the jobs in the parameter `rows`, as far as they stand as it says."""
+    job, _ = tables()
+    statement, said = of_given(
+        dialect,
+        End._fields,
+        {"detail": JSONB()},
+        lambda said: [
+            job.c.runner_id == bindparam("me"),
+            job.c.external_id.is_not_distinct_from(said["external_id"]),
+            or_(said["cause"].is_(None), func.coalesce(job.c.cancel_cause, "") == said["cause"]),
+        ],
+        ("state", "message", "external_state", "detail"),
+    )
+    return statement.values(
+        state=said["state"],
+        end_date=db_now(),
+        message=said["message"],
+        external_state=func.coalesce(said["external_state"], job.c.external_state),
+        detail=func.coalesce(said["detail"], job.c.detail),
+    )
+
+
+def judged_by(conn: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
+    """Return what the outcome of seen work depends on, of those of these jobs that there are."""
+    question = _judged_by(conn.dialect.name)
+    return {row["id"]: row for row in conn.execute(question, {"ids": id_list(conn, ids)}).mappings()}
+
+
+@cache
+def _judged_by(dialect: str) -> Select[Any]:
+    job, _ = tables()
+    # No column of JSON: other hands may have written what cannot be read, and it must not stop an end.
+    wish = (job.c.cancel_cause, job.c.kill_requested_by, job.c.kill_reason, job.c.start_timeout)
+    return select(job.c.id, *wish, job.c.external_state, job.c.message).where(in_ids(dialect))
 
 
 def end(

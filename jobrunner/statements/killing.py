@@ -14,7 +14,9 @@ from sqlalchemy import (
 from jobrunner.sqltypes import db_now
 from jobrunner.statements.table import (
     LIVE,
+    Attempt,
     Claim,
+    of_attempt,
     owned,
     tables,
     with_event,
@@ -58,14 +60,19 @@ def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | No
     return cast("JobState | None", conn.execute(select(job.c.state).where(job.c.id == job_id)).scalar())
 
 
-def begin_cancel(conn: Connection, claim: Claim, cause: str) -> RowMapping | None:
-    """Record why the work is being cancelled, before the backend is asked; the first cause stands.
+def begin_cancel(conn: Connection, claim: Claim, attempt: Attempt, cause: str) -> RowMapping | None:
+    """Record why an attempt's work is being cancelled, before the backend is asked; the first cause stands.
 
-    Returns (cancel_cause, kill_reason) as they are in force, or None when the claim no longer stands.
+    Returns (cancel_cause, kill_reason) as they are in force. None: the claim no longer stands, or the
+    row is at another attempt, which this cancellation does not concern.
     """
     job, _ = tables()
-    statement = owned(claim).values(
-        cancel_cause=func.coalesce(job.c.cancel_cause, cause),
-        cancel_started_at=func.coalesce(job.c.cancel_started_at, db_now()),
+    statement = (
+        owned(claim)
+        .where(*of_attempt(attempt))
+        .values(
+            cancel_cause=func.coalesce(job.c.cancel_cause, cause),
+            cancel_started_at=func.coalesce(job.c.cancel_started_at, db_now()),
+        )
     )
     return conn.execute(statement.returning(job.c.cancel_cause, job.c.kill_reason)).mappings().first()

@@ -115,7 +115,8 @@ def renew_token(
 ) -> bool:
     """Make ready for another submission, in one statement; False when it may not be.
 
-    Never with a kill wished, and only in place of the very attempt that failed or was proven absent.
+    Never with a kill requested, and only in place of the very attempt that failed or was proven absent.
+    A cancellation of that attempt ends with it.
     """
     job, _ = tables()
     statement = owned(claim).where(
@@ -131,6 +132,8 @@ def renew_token(
             external_id=null(),
             external_state=null(),
             submit_started_at=null(),
+            cancel_cause=null(),
+            cancel_started_at=null(),
         ),
     )
 

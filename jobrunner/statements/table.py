@@ -96,6 +96,18 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One submission of a job: the token it was made under, and what it became outside.
+
+    A resubmission, or a renewed token, begins another attempt. A write that concerns one attempt
+    must not reach the next one, which stands under the same claim.
+    """
+
+    token: str
+    external_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """A running job as somebody else's, seen at one moment."""
 
@@ -234,6 +246,14 @@ def fence(claim: Claim) -> list[Any]:
     ]
 
 
+def of_attempt(attempt: Attempt) -> list[Any]:
+    job, _ = tables()
+    return [
+        job.c.submit_token == attempt.token,
+        job.c.external_id.is_not_distinct_from(attempt.external_id),
+    ]
+
+
 def owned(claim: Claim) -> Update:
     job, _ = tables()
     return update(job).where(*fence(claim))
@@ -254,18 +274,19 @@ def with_events(
     conn: Connection,
     statement: Any,
     before: JobState | None,
-    after: JobState,
+    after: JobState | None,
     actor: str,
     reason: str | None,
     **parameters: Any,
 ) -> list[int]:
     """Run a change of jobs together with an event for each, and return the ids of those that changed.
 
-    `reason`: of all of them; None: what each one's message says now. `parameters`: the statement's own.
+    `reason`: of all of them; None: what each one's message says now. `after`: the state of all of them;
+    None: the one that each is in now. `parameters`: the statement's own.
     """
     job, job_event = tables()
     columns = ["job_id", "at", "from_state", "to_state", "actor", "reason"]
-    changed = statement.returning(job.c.id, job.c.message)
+    changed = statement.returning(job.c.id, job.c.message, job.c.state)
     if conn.dialect.name == "postgresql":
         # One statement: a process paused between two would hold a row lock that stops sweeps and kills.
         facts = _event_facts(changed.cte("changed").c, before, after, actor, reason)
@@ -279,12 +300,13 @@ def with_events(
 
 
 def _event_facts(
-    changed: Any, before: JobState | None, after: JobState, actor: str, reason: str | None
+    changed: Any, before: JobState | None, after: JobState | None, actor: str, reason: str | None
 ) -> list[Any]:
     _, job_event = tables()
     state = job_event.c.from_state.type
     why = changed.message if reason is None else literal(reason)
-    return [changed.id, db_now(), literal(before, state), literal(after, state), literal(actor), why]
+    now_in = changed.state if after is None else literal(after, state)
+    return [changed.id, db_now(), literal(before, state), now_in, literal(actor), why]
 
 
 def actor_of(runner_id: str) -> str:

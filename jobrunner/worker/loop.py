@@ -203,8 +203,7 @@ class Worker:
         if self._stop.is_lost:
             return
         state, message = self._stop.outcome
-        self._itself.over = True
-        self._runner.beats.remove(self._itself)  # no beat comes after the terminal write
+        self._itself.over = True  # a beat that finds it ended has nothing to say
         try:
             async with asyncio.timeout(_END_S):
                 if state is JobState.KILLED:
@@ -213,3 +212,4 @@ class Worker:
                 await self._runner.persist(statements.end, self._claim, state, message)
         except TimeoutError:
             log.warning("the worker's end could not be written: others will find it silent")
+        self._runner.beats.remove(self._itself)

@@ -16,10 +16,12 @@ LIVE_OWNER = "no live owner is adopted"
 TRUE_OUTCOME = "the outcome is the true one"
 SERVED = "only what can be served is claimed"
 ONE_EVENT = "one event a transition"
+OWN_ATTEMPT = "a cancellation concerns its own attempt"
 
 OWNERS_WRITES = frozenset(
     {
         "end",
+        "end_many",
         "release",
         "release_many",
         "begin_submit",
@@ -76,8 +78,11 @@ def _judge_wishes(step: Step, old: Row, changed: set[str], told: str) -> None:
         raise Broken(KILL, f"{told}: who wished it first, and when, no longer stands")
     if not set(_KILL_COLUMNS).isdisjoint(changed) and step.name not in {"request_kill", "kill by SQL"}:
         raise Broken(KILL, told)
-    if old["cancel_cause"] is not None and "cancel_cause" in changed:
+    if old["cancel_cause"] is not None and "cancel_cause" in changed and step.name != "renew_token":
         raise Broken(KILL, f"{told}: the first cause no longer stands")
+    decided_on, stands = (step.token, step.external_id), (old["submit_token"], old["external_id"])
+    if step.name == "begin_cancel" and decided_on != stands:
+        raise Broken(OWN_ATTEMPT, f"{told} for {decided_on}, but it was at {stands}")
 
 
 def _judge_orphan(world: World, step: Step, old: Row, told: str) -> None:
@@ -151,8 +156,8 @@ def _judge_end(world: World, step: Step, old: Row, new: Row, told: str) -> None:
         raise Broken(TRUE_OUTCOME, f"{told}: {state}, but {work.external_id} is {work.phase}")
     if state is JobState.FAILED and work.phase is Phase.SUCCEEDED:
         raise Broken(TRUE_OUTCOME, f"{told}: failed, but {work.external_id} succeeded")
-    if work.cancelled_by_us and old["cancel_cause"] == "kill" and state is not JobState.KILLED:
-        raise Broken(KILL, f"{told}: {state}, but it was cancelled by our kill")
+    if work.phase is Phase.CANCELLED and old["cancel_cause"] == "kill" and state is not JobState.KILLED:
+        raise Broken(KILL, f"{told}: {state}, but it was cancelled, and a kill stands")
 
 
 def _judge_events(world: World, before: Mapping[int, Row], events: Sequence[Row]) -> None:

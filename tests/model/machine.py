@@ -176,12 +176,38 @@ class Machine(RuleBasedStateMachine):
             answer = runner.answers.pop(number % len(runner.answers))
             self._try(lambda: runner.apply(answer, again=again))
 
-    @rule(who=which_runner, job=which)
-    def out_of_time(self, who: int, job: int) -> None:
+    @rule(who=which_runner, job=which, cause=st.sampled_from(["deadline", "start_timeout"]))
+    def out_of_time(self, who: int, job: int, cause: str = "deadline") -> None:
         runner = self._awake(who)
         held = None if runner is None else self._held(runner, job)
         if runner is not None and held is not None:
-            self._try(lambda: runner.run_out_of_time(held))
+            self._try(lambda: runner.run_out_of_time(held, cause))
+
+    @rule(who=which_runner, job=which, cause=st.sampled_from(["kill", "deadline", "start_timeout"]))
+    def decide_to_cancel(self, who: int, job: int = 0, cause: str = "start_timeout") -> None:
+        """Its owner decides to cancel an attempt, and something else comes before that is stored."""
+        runner = self._awake(who)
+        held = None if runner is None else self._held(runner, job)
+        if runner is not None and held is not None and (held.kill_seen or cause != "kill"):
+            runner.decide(held, cause)
+
+    @rule(who=which_runner, number=which)
+    def cancel_late(self, who: int, number: int = 0) -> None:
+        if (runner := self._awake(who)) is not None:
+            self._try(lambda: runner.store_wish(number))
+
+    @rule(who=which_runner, number=which)
+    def conclude(self, who: int, number: int = 0) -> None:
+        """Its owner has seen how a job ended; the end is to be written."""
+        runner = self._awake(who)
+        if runner is not None and runner.answers:
+            runner.conclude(runner.answers.pop(number % len(runner.answers)))
+
+    @rule(who=which_runner)
+    def write_ends(self, who: int) -> None:
+        """A burst of ends is written at once."""
+        if (runner := self._awake(who)) is not None:
+            self._try(runner.write_ends)
 
     @rule(who=which_runner, job=which, unsubmitted=st.booleans())
     def say(self, who: int, job: int, unsubmitted: bool) -> None:
@@ -344,6 +370,7 @@ class Machine(RuleBasedStateMachine):
     def _is_at_rest(self) -> bool:
         wished = [row for row in self.world.rows.values() if row["kill_requested_at"] is not None]
         in_flight = any(held.may_send or held.made for runner in self.runners for held in runner.held)
+        in_flight = in_flight or any(runner.wishes or runner.ends for runner in self.runners)
         return not in_flight and all(JobState(row["state"]).is_terminal for row in wished)
 
     def _one_round(self) -> None:
@@ -354,6 +381,9 @@ class Machine(RuleBasedStateMachine):
                 self._try(runner.adopt_many)
             for held in list(runner.held):
                 self._try(lambda runner=runner, held=held: runner.go_on(held))  # type: ignore[misc]
+            for number in range(len(runner.wishes)):
+                self._try(lambda runner=runner, number=number: runner.store_wish(number))  # type: ignore[misc]
+            self._try(runner.write_ends)
             for answer in runner.answers:
                 self._try(lambda runner=runner, answer=answer: runner.apply(answer))  # type: ignore[misc]
             runner.answers.clear()

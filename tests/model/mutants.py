@@ -17,7 +17,7 @@ _FENCED = (
     "begin_cancel",
     "tell",
 )
-_BULK = ("release_many", "observe_many")
+_BULK = ("release_many", "observe_many", "end_many")
 _ONE = ("adopt", "lose")
 _MANY = ("adopt_many", "lose_many")
 
@@ -32,6 +32,7 @@ _HOST = r"\(job\.host_id IS NULL OR job\.host_id IN \([^)]*\)\)"
 _TOKEN = r"job\.submit_token = \?"
 _EXTERNAL_ID = r"job\.external_id = (\?|json_extract\([^)]*\))"
 _NO_EXTERNAL_ID = r"job\.external_id IS NULL"
+_ANY_EXTERNAL_ID = r"job\.external_id IS (\?|json_extract\([^)]*\))"
 _UNFLAGGED = r"job\.kill_requested_at IS NULL"
 
 _NO_GUARD = r"(\g<0> OR 1 = 1)"  # not taken out of the text: its parameter has to stay
@@ -123,6 +124,13 @@ MUTANTS = [
     ),
     *_fences(),
     Mutant("end", "external_id", _EXTERNAL_ID, play.an_outcome_of_an_earlier_attempt),
+    Mutant("end_many", "external_id", _ANY_EXTERNAL_ID, play.an_end_of_an_earlier_attempt),
+    Mutant(
+        "end_many",
+        "the cause it was judged by",
+        r"coalesce\(job\.cancel_cause, \?\) = json_extract\([^)]*\)",
+        play.an_end_judged_before_its_kill,
+    ),
     Mutant("begin_submit", "submit_token", _TOKEN, play.a_token_that_was_renewed_unheard),
     Mutant("begin_submit", "no external_id", _NO_EXTERNAL_ID, play.a_submission_recorded_by_a_slow_runner),
     Mutant("begin_submit", "no kill wished", _UNFLAGGED, play.a_kill_before_the_submission),
@@ -176,6 +184,18 @@ MUTANTS = [
         play.cancelled_for_two_causes,
         "coalesce(NULL, ",
     ),
+    Mutant(
+        "begin_cancel",
+        "the attempt",
+        f"{_TOKEN} AND {_ANY_EXTERNAL_ID}",
+        play.a_cancellation_of_an_earlier_attempt,
+    ),
+    Mutant(
+        "begin_cancel",
+        "external_id",
+        _ANY_EXTERNAL_ID,
+        play.a_cancellation_of_work_whose_record_was_lost,
+    ),
 ]
 
 REDUNDANT = {
@@ -190,6 +210,10 @@ REDUNDANT = {
                 "(1 = 1 OR EXISTS",
             ),
             "the unique index on (connection, external_id) lets in only one as well",
+        ),
+        (
+            Mutant("begin_cancel", "submit_token", _TOKEN, play.a_cancellation_of_an_earlier_attempt),
+            "another attempt has other work, and so another external id, or none yet",
         ),
         (
             Mutant("renew_token", "external_id", _NO_EXTERNAL_ID, play.a_token_that_was_renewed_unheard),
@@ -235,6 +259,12 @@ _CAUGHT_BY = {
             "release_many: claims",
             "observe_many: runner_id",
             "observe_many: claims",
+            "end_many: runner_id",
+            "end_many: claims",
+        ],
+        invariants.OWN_ATTEMPT: [
+            "begin_cancel: the attempt",
+            "begin_cancel: external_id",
         ],
         invariants.NO_REVIVAL: [
             "beat: state",
@@ -277,11 +307,13 @@ _CAUGHT_BY = {
             "tell: state",
             "release_many: state",
             "observe_many: state",
+            "end_many: state",
             "record_submitted: state",
             "request_kill: state",
         ],
         invariants.TRUE_OUTCOME: [
             "end: external_id",
+            "end_many: external_id",
             "say_unsubmitted: no external_id",
             "observe_many: external_id",
             "request_kill: no external_id",
@@ -304,6 +336,7 @@ _CAUGHT_BY = {
             "request_kill: the first person stands",
             "request_kill: nothing begun",
             "begin_cancel: the first cause stands",
+            "end_many: the cause it was judged by",
         ],
         invariants.ONE_EVENT: [
             "request_kill: still queued, to be killed at once",

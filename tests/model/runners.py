@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from jobrunner import heartbeat, statements
 from jobrunner.backends.base import Absent, Found
 from jobrunner.errors import DatabaseUnavailable
-from jobrunner.statements import Beaten, Claim, Owner, Sight, Sighting
+from jobrunner.statements import Attempt, Beaten, Claim, End, Owner, Sight, Sighting
 from jobrunner.states import JobState, Phase
 from jobrunner.sweeper import StandStill
 from tests.helpers import an_owner
@@ -37,7 +37,15 @@ def lost_because(claim: Claim, row: Any) -> str | None:
     return heartbeat.lost_because(claim, row)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Cancellation:
+    """What an owner knows of the cancelling of one attempt: another one begins with a new one."""
+
+    cause: str | None = None
+    is_begun: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class Held:
     """A job as its owner knows it, which may no longer be so."""
 
@@ -48,14 +56,33 @@ class Held:
     in_doubt: bool
     has_begun: bool
     kill_seen: bool
-    cancel_cause: str | None
+    cancellation: Cancellation
     baseline: str | None
     good_s: float
     may_send: tuple[str, float] | None = None  # the token, and when its intent was stored
     made: tuple[str, str] | None = None  # the token, and what came back
     is_found: bool = False  # what came back was not made just now, but found
-    wish_stored: bool = False
+    is_ending: bool = False  # its end is to be written, and that write says whose it is
     over: bool = False
+
+    @property
+    def attempt(self) -> Attempt:
+        return Attempt(self.token, self.external_id)
+
+    def begin_anew(self, token: str) -> None:
+        """Forget the attempt that failed, or was proven absent."""
+        self.token, self.external_id, self.has_begun = token, None, False
+        self.cancellation = Cancellation()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A cancellation that was decided on for one attempt, and is still to be stored."""
+
+    held: Held
+    cancellation: Cancellation
+    attempt: Attempt
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +105,8 @@ class Runner:
     owner: Owner = field(init=False)
     held: list[Held] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    wishes: list[Wish] = field(default_factory=list)
+    ends: list[tuple[Held, Answer, End]] = field(default_factory=list)
     sighted: dict[int, Sighting] = field(default_factory=dict)
     paused: bool = False
     cut_off: bool = False
@@ -137,7 +166,7 @@ class Runner:
                 in_doubt=has_begun or (claim.claims > 1 and not is_new),
                 has_begun=has_begun,
                 kill_seen=row["kill_requested_at"] is not None,
-                cancel_cause=row["cancel_cause"],
+                cancellation=Cancellation(row["cancel_cause"]),
                 baseline=row["submit_baseline"],
                 good_s=self.clock(),
             )
@@ -180,14 +209,15 @@ class Runner:
             if answer is None:
                 continue
             if not is_still_ours(held.claim, answer):
-                self.drop(held)
+                if not held.is_ending:
+                    self.drop(held)
                 continue
             held.good_s = sent_s
             held.kill_seen = held.kill_seen or answer.kill_requested
             self.world.acknowledge(held.claim)
         self._look_at(silent)
         for held in self.held:
-            if not (held.over or self.world.stands(held.claim)):
+            if not (held.over or held.is_ending or self.world.stands(held.claim)):
                 raise Broken("one owner a claim", f"after a beat, {held.claim} is believed in, and is gone")
 
     def _look_at(self, silent: list[Held]) -> None:
@@ -196,6 +226,8 @@ class Runner:
         ids = [held.claim.job_id for held in silent]
         rows = self.ask("look", lambda conn: statements.look(conn, ids))
         for held in silent:
+            if held.is_ending:
+                continue
             if lost_because(held.claim, rows.get(held.claim.job_id)) is not None:
                 self.drop(held)
 
@@ -262,11 +294,16 @@ class Runner:
             self._send(held, *held.may_send)
         elif held.over:
             return
+        elif held.is_ending:
+            self.write_ends()
         elif held.external_id is None:
             self._find(held) if held.in_doubt else self._begin(held)
-        elif held.kill_seen and not held.wish_stored:
-            self._begin_cancel(held, "kill")
-        elif held.cancel_cause is not None and self.clock() - held.good_s <= GRACE * HEARTRATE:
+        elif wish := next((each for each in self.wishes if each.held is held), None):
+            self._store(wish)
+        elif held.kill_seen and not held.cancellation.is_begun:
+            self.decide(held, "kill")
+            self._store(self.wishes[-1])
+        elif held.cancellation.cause is not None and self.clock() - held.good_s <= GRACE * HEARTRATE:
             self._cancel(held)
         else:
             self.fetch(held)
@@ -289,7 +326,9 @@ class Runner:
             return
         row = self.world.rows.get(held.claim.job_id)
         if row is not None and lost_because(held.claim, row) is None:
-            held.token, held.has_begun = row["submit_token"], row["submit_started_at"] is not None
+            if row["submit_token"] != held.token:
+                held.begin_anew(row["submit_token"])
+            held.has_begun = row["submit_started_at"] is not None
             held.external_id = row["external_id"]
             held.kill_seen = row["kill_requested_at"] is not None
 
@@ -372,7 +411,7 @@ class Runner:
             token=old,
         )
         if renewed:
-            held.token, held.has_begun = new, False
+            held.begin_anew(new)
 
     # --- watching -------------------------------------------------------------------------------
 
@@ -415,7 +454,43 @@ class Runner:
             external_id=external_id,
         )
         if done:
-            held.token, held.external_id, held.has_begun = new, None, False
+            held.begin_anew(new)
+
+    def conclude(self, answer: Answer) -> None:
+        """Judge how a job ends, by what its row says now; the end is written with others, at another time."""
+        held = next((each for each in self.held if each.claim == answer.claim and not each.over), None)
+        if held is not None and not held.is_ending and answer.phase.is_final:
+            held.is_ending = True
+            self.ends.append((held, answer, self._judged(held, answer)))
+
+    def _judged(self, held: Held, answer: Answer) -> End:
+        cause = self._row(held.claim.job_id).get("cancel_cause")
+        state = {Phase.SUCCEEDED: JobState.SUCCESS, Phase.FAILED: JobState.FAILED}.get(answer.phase)
+        cancelled = JobState.KILLED if cause == "kill" else JobState.FAILED
+        shown = f"{answer.external_id}:{answer.phase}"
+        job_id, claims = held.claim.job_id, held.claim.claims
+        return End(job_id, claims, answer.external_id, state or cancelled, shown, cause or "", shown)
+
+    def write_ends(self) -> None:
+        """Write all ends that wait, in one statement; what is only held locked is tried again."""
+        self.ends = [each for each in self.ends if not each[0].over]
+        some = {each[0].claim.job_id: each for each in self.ends}
+        if not some:
+            return
+        claims = tuple(held.claim for held, _, _ in some.values())
+        ends = [end for _, _, end in some.values()]
+        me = self.owner.runner_id
+        written = self.ask("end_many", lambda conn: statements.end_many(conn, me, ends), claims)
+        left = [job_id for job_id in some if job_id not in set(written)]
+        found = self.ask("look", lambda conn: statements.look(conn, left)) if left else {}
+        for job_id, (held, answer, end) in some.items():
+            self.ends.remove((held, answer, end))
+            row = found.get(job_id)
+            is_ours = row is not None and lost_because(held.claim, row) is None
+            if row is not None and is_ours and row["external_id"] == answer.external_id:
+                self.ends.append((held, answer, self._judged(held, answer)))
+            else:
+                self.drop(held)
 
     def _end(
         self,
@@ -438,12 +513,35 @@ class Runner:
 
     # --- cancelling -----------------------------------------------------------------------------
 
-    def _begin_cancel(self, held: Held, cause: str) -> None:
+    def decide(self, held: Held, cause: str) -> bool:
+        """Decide to cancel the attempt that is watched; to store it is another step."""
+        if held.over or held.is_ending or held.external_id is None or held.cancellation.is_begun:
+            return False
+        held.cancellation.is_begun = True
+        self.wishes.append(Wish(held, held.cancellation, held.attempt, cause))
+        return True
+
+    def store_wish(self, number: int) -> None:
+        """Store a cancellation that was decided on, however long ago."""
+        if self.wishes:
+            self._store(self.wishes[number % len(self.wishes)])
+
+    def _store(self, wish: Wish) -> None:
+        held, attempt = wish.held, wish.attempt
         row = self.ask(
-            "begin_cancel", lambda conn: statements.begin_cancel(conn, held.claim, cause), (held.claim,)
+            "begin_cancel",
+            lambda conn: statements.begin_cancel(conn, held.claim, attempt, wish.cause),
+            (held.claim,),
+            token=attempt.token,
+            external_id=attempt.external_id,
         )
+        self.wishes.remove(wish)
         if row is not None:
-            held.cancel_cause, held.wish_stored = row["cancel_cause"], True
+            wish.cancellation.cause = row["cancel_cause"]
+        elif held.cancellation is wish.cancellation and not (held.over or held.is_ending):
+            found = self.world.rows.get(held.claim.job_id)
+            if found is not None and lost_because(held.claim, found) is None:
+                self.drop(held)  # its row is at another attempt: whoever adopts it finds out
 
     def _cancel(self, held: Held) -> None:
         assert held.external_id is not None
@@ -456,10 +554,10 @@ class Runner:
             return
         self.fetch(held)
 
-    def run_out_of_time(self, held: Held) -> None:
-        """Cancel work whose deadline has passed."""
-        if not held.over and held.external_id is not None and held.cancel_cause is None:
-            self._begin_cancel(held, "deadline")
+    def run_out_of_time(self, held: Held, cause: str = "deadline") -> None:
+        """Cancel work whose deadline, or whose time to start, has passed."""
+        if held.cancellation.cause is None and self.decide(held, cause):
+            self._store(self.wishes[-1])
 
 
 OWNERS_WRITES: dict[str, Callable[[Connection, Held], object]] = {
@@ -476,7 +574,12 @@ OWNERS_WRITES: dict[str, Callable[[Connection, Held], object]] = {
         conn, held.claim, held.token, new_token(), held.external_id or "", {}, "late"
     ),
     "say_unsubmitted": lambda conn, held: statements.say_unsubmitted(conn, held.claim, "late"),
-    "begin_cancel": lambda conn, held: statements.begin_cancel(conn, held.claim, "deadline"),
+    "begin_cancel": lambda conn, held: statements.begin_cancel(conn, held.claim, held.attempt, "deadline"),
+    "end_many": lambda conn, held: statements.end_many(
+        conn,
+        held.claim.runner_id,
+        [End(held.claim.job_id, held.claim.claims, held.external_id, JobState.SUCCESS, "late")],
+    ),
     "observe_many": lambda conn, held: statements.observe_many(
         conn,
         held.claim.runner_id,

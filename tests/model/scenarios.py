@@ -196,6 +196,88 @@ def an_observation_of_an_earlier_attempt(m: Machine) -> None:
     m.apply(who=0)
 
 
+def an_end_of_an_earlier_attempt(m: Machine) -> None:
+    """In a burst of ends one is about work that was submitted again since."""
+    _submitted(m)
+    m.befall_outside(what="failed")
+    m.fetch(who=0, job=0)
+    m.fetch(who=0, job=0)
+    m.apply(who=0, again=True)
+    m.go_on(who=0, job=0, steps=3)
+    m.conclude(who=0)
+    m.write_ends(who=0)
+
+
+def an_end_judged_before_its_kill(m: Machine) -> None:
+    """The kill was being stored while others cancelled the work, and the end was judged in between."""
+    _submitted(m)
+    m.kill(job=0)
+    m.beat(who=0)
+    m.decide_to_cancel(who=0, cause="kill")
+    m.befall_outside(what="cancelled")
+    m.fetch(who=0, job=0)
+    m.conclude(who=0)
+    m.cancel_late(who=0)
+    m.write_ends(who=0)
+
+
+def a_burst_of_ends(m: Machine) -> None:
+    """All end at once; one of them was taken over, and one row is held locked where that can be."""
+    for number in range(4):
+        m.queue(kind=Kind.WINDOW)
+        m.claim(who=0, job=number)
+        m.go_on(who=0, job=number, steps=3)
+        m.befall_outside(number=number, what="succeeded")
+        m.fetch(who=0, job=number)
+    m.befall_runner(who=0, what="pause")
+    m.wait(steps=6)
+    m.adopt(who=1, job=1)
+    m.befall_runner(who=0, what="resume")
+    for _ in range(4):
+        m.conclude(who=0)
+    m.befall_database(what="a row is held locked", job=2)
+    m.wait(steps=2)
+    m.befall_runner(who=0, what=_LOST_ANSWER)
+    m.write_ends(who=0)
+    m.write_ends(who=0)
+    m.befall_database(what="the row is let go")
+    m.write_ends(who=0)
+
+
+def a_cancellation_of_an_earlier_attempt(m: Machine, *, cause: str = "start_timeout") -> None:
+    """It was decided on, and is stored only after the work failed and was submitted again."""
+    _submitted(m)
+    m.decide_to_cancel(who=0, cause=cause)
+    m.befall_outside(what="failed")
+    m.fetch(who=0, job=0)
+    m.apply(who=0, again=True)
+    m.cancel_late(who=0)
+
+
+def a_kill_after_a_cancellation_of_an_earlier_attempt(m: Machine) -> None:
+    """The new work is not spared by what was decided on about the old one."""
+    a_cancellation_of_an_earlier_attempt(m)
+    m.go_on(who=0, job=0, steps=3)
+    m.kill(job=0)
+    m.wait()
+    m.go_on(who=0, job=0, steps=3)
+
+
+def a_deadline_that_passes_between_two_attempts(m: Machine) -> None:
+    a_cancellation_of_an_earlier_attempt(m, cause="deadline")
+    m.go_on(who=0, job=0, steps=3)
+    m.out_of_time(who=0, job=0)
+    m.go_on(who=0, job=0, steps=2)
+
+
+def a_cancellation_of_work_whose_record_was_lost(m: Machine) -> None:
+    """And a kill after it: the owner knows of work that the row does not speak of any more."""
+    _submitted(m)
+    m.befall_database(what=_LOST_COMMIT)
+    m.out_of_time(who=0, job=0)
+    m.kill(job=0)
+
+
 def a_token_that_was_renewed_unheard(m: Machine) -> None:
     _claimed(m, Kind.RECORD)
     m.go_on(who=0, job=0)

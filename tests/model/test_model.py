@@ -57,6 +57,19 @@ def test_the_same_claim_granted_twice_to_one_runner_submits_once(model_database:
     play(model_database, scenarios.the_same_claim_twice)
 
 
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        scenarios.a_burst_of_ends,
+        scenarios.a_kill_after_a_cancellation_of_an_earlier_attempt,
+        scenarios.a_deadline_that_passes_between_two_attempts,
+    ],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_it_holds_when(model_database: Database, scenario: scenarios.Scenario) -> None:
+    play(model_database, scenario)
+
+
 def test_a_live_owner_whose_row_was_held_locked_is_not_adopted(postgres_url: str) -> None:
     database = Database(Settings(database_url=postgres_url))
     try:

@@ -234,5 +234,7 @@ class World:
         return Kind(self.rows[job_id]["connection"])
 
 
-SKIPPING = frozenset({"beat", "claim_many", "adopt_many", "lose_many", "release_many", "observe_many"})
+SKIPPING = frozenset(
+    {"beat", "claim_many", "adopt_many", "lose_many", "release_many", "observe_many", "end_many"}
+)
 """The statements that pass over a locked row."""

@@ -329,9 +329,9 @@ def test_the_first_cause_of_a_cancellation_stands_and_one_alone_asks(
     real = statements.begin_cancel
     begun: list[str] = []
 
-    def begin_cancel(connection: Any, claim: Any, cause: str) -> Any:
+    def begin_cancel(connection: Any, claim: Any, attempt: Any, cause: str) -> Any:
         begun.append(cause)
-        return real(connection, claim, cause)
+        return real(connection, claim, attempt, cause)
 
     async def main() -> None:
         monkeypatch.setattr(statements, "begin_cancel", begin_cancel)

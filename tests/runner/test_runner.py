@@ -332,13 +332,13 @@ def test_500_jobs_share_their_beats_and_their_looks(database: Database) -> None:
 def test_an_outcome_whose_first_write_was_answered_too_late_is_ours_all_the_same(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = statements.end
+    real = statements.end_many
     lost: list[bool] = []
 
-    def end(connection: Any, *arguments: Any, **options: Any) -> bool:
+    def end_many(connection: Any, *arguments: Any, **options: Any) -> list[int]:
         written = real(connection, *arguments, **options)
         if not lost:
-            lost.append(written)
+            lost.append(bool(written))
             if connection.in_transaction():
                 connection.commit()
             raise DatabaseUnavailable("the connection broke before the answer came")
@@ -352,7 +352,7 @@ def test_an_outcome_whose_first_write_was_answered_too_late_is_ours_all_the_same
         assert lost == [True]
         assert row_of(database, job.id)["state"] is JobState.SUCCESS
 
-    monkeypatch.setattr(statements, "end", end)
+    monkeypatch.setattr(statements, "end_many", end_many)
     asyncio.run(main())
 
 

@@ -1,0 +1,275 @@
+"""Hooks that hang, or raise anything, hold up no other hook, no kill, and not the end of the process."""
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobrunner import hooks as hooks_module
+from jobrunner.database import Database
+from jobrunner.due_queue import Due, DueQueue
+from jobrunner.hooks import Hooks
+from jobrunner.runner import Runner
+from jobrunner.states import JobState
+from jobrunner.testing import MemoryMonitorJob, Plan, use_backend
+from tests.helpers import an_owner
+from tests.runner.support import a_job, a_runner, an_outside, soon, start, take_over, within
+from tests.runner.test_runner import watched
+
+QUICK: dict[str, Any] = {"heartrate": 0.1, "poll_interval": 0.05}
+
+
+@pytest.fixture
+def go() -> Iterator[threading.Event]:
+    """What hooks hang on, until the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+_numbers = itertools.count(1)
+
+
+def a_class(**attributes: Any) -> type[MemoryMonitorJob]:
+    """Return a class of jobs of a name of its own, as the registry of the models wants it."""
+    return type(f"Hooked{next(_numbers)}", (MemoryMonitorJob,), attributes)
+
+
+def hanging(go: threading.Event, hook: str, names: tuple[str, ...] | None = None) -> type[MemoryMonitorJob]:
+    """Return a class whose hook hangs, of all jobs or of those with these names; it counts the calls."""
+    calls: list[str | None] = []
+
+    def hang(self: MemoryMonitorJob, *_arguments: Any, **_options: Any) -> None:
+        calls.append(self.name)
+        if names is None or self.name in names:
+            go.wait(60)
+
+    return a_class(**{hook: hang, "calls": calls})
+
+
+class Cleaning(MemoryMonitorJob):
+    """Counts its kills."""
+
+    kills = 0
+
+    def on_kill(self) -> None:
+        self.kills += 1
+
+
+def test_callbacks_that_hang_keep_no_kill_from_being_carried_out(
+    sqlite_database: Database, go: threading.Event
+) -> None:
+    hanging_class = hanging(go, "heartbeat_callback")
+
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                for _ in range(20):
+                    start(runner, hanging_class(**QUICK))
+                await soon(lambda: len(hanging_class.calls) >= 8)  # type: ignore[attr-defined]
+                job = Cleaning(**QUICK)
+                _, end = await watched(runner, outside, job)
+                job.request_kill()
+                assert await within(end) is JobState.KILLED
+                assert job.kills == 1
+
+    asyncio.run(main())
+
+
+def test_a_callback_that_hangs_takes_no_other_jobs_and_is_not_called_again(
+    sqlite_database: Database,
+    go: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("jobrunner.runner._CALLBACK_S", 0.2)
+    names = tuple(f"bad {number}" for number in range(12))
+    hanging_class = hanging(go, "heartbeat_callback", names)
+
+    async def main() -> None:
+        with use_backend(an_outside()):
+            async with a_runner(sqlite_database) as runner:
+                calls: list[str] = hanging_class.calls  # type: ignore[attr-defined]
+                for name in (*names, "good"):
+                    start(runner, hanging_class(name=name, **QUICK))
+                await soon(lambda: set(calls) == {*names, "good"})
+                await soon(lambda: caplog.text.count("heartbeat_callback takes long") == len(names))
+                already = calls.count("good")
+                await soon(lambda: calls.count("good") > already + 3)
+                assert all(calls.count(name) == 1 for name in names)
+
+    asyncio.run(main())
+    assert caplog.text.count("heartbeat_callback takes long") == len(names)
+
+
+def test_a_kill_waits_for_a_hanging_on_kill_as_long_as_its_runner_was_told(
+    sqlite_database: Database, go: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging_class = hanging(go, "on_kill")
+
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with Runner(sqlite_database, an_owner(), on_kill_s=0.2) as runner:
+                started = [await watched(runner, outside, hanging_class(**QUICK)) for _ in range(6)]
+                with sqlite_database.write() as connection:
+                    connection.exec_driver_sql("UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP")
+                assert {await within(end) for _, end in started} == {JobState.KILLED}
+
+    asyncio.run(main())
+    assert caplog.text.count("on_kill takes long: the kill goes on meanwhile") == 6
+    assert len(hanging_class.calls) == 6  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("hook", ["heartbeat_callback", "on_kill"])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), GeneratorExit()], ids=repr
+)
+def test_whatever_a_hook_raises_ends_no_job_and_is_told(
+    sqlite_database: Database, hook: str, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_self: MemoryMonitorJob, *_arguments: Any, **_options: Any) -> None:
+        raise error
+
+    raising_class = a_class(**{hook: fail})
+
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                job = raising_class(**QUICK)
+                _, end = await watched(runner, outside, job)
+                if hook == "heartbeat_callback":
+                    await soon(lambda: f"{hook} failed" in caplog.text)
+                job.request_kill()
+                assert await within(end) is JobState.KILLED
+
+    asyncio.run(main())
+    assert f"{hook} failed" in caplog.text
+
+
+def test_hooks_that_hang_take_a_bounded_number_of_threads(
+    go: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hooks_module, "_QUICK_S", 0.01)
+    monkeypatch.setattr(hooks_module, "_SLOW_MOST", 10)
+    calls: list[int] = []
+
+    def hang(number: int) -> None:
+        calls.append(number)
+        go.wait(60)
+
+    async def main() -> None:
+        hooks, job = Hooks(), a_job(name="one of many")
+        most = 10 + hooks_module._AT_ONCE
+        begun = [
+            asyncio.create_task(hooks.call(job, "on_kill", lambda number=number: hang(number), 0.05))  # type: ignore[misc]
+            for number in range(100)
+        ]
+        await soon(lambda: sum(task.done() for task in begun) >= 100 - most)
+        assert len(calls) <= most
+        others = [thread for thread in threading.enumerate() if thread.name == "jobrunner-hook"]
+        assert len(others) <= most
+        assert all(thread.daemon for thread in others)
+        go.set()
+        await asyncio.gather(*begun)
+        assert await hooks.call(job, "on_kill", lambda: calls.append(-1), 5.0) is None
+        await hooks.close()
+
+    asyncio.run(main())
+    assert calls[-1] == -1, "once they have returned, it is called again"
+    assert caplog.text.count("on_kill is not called: too many calls of it have not returned") == 1
+
+
+@pytest.mark.parametrize("hook", ["heartbeat_callback", "on_kill"])
+def test_a_hook_that_hangs_does_not_keep_its_process_from_ending(hook: str, tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(f"""
+import threading, time
+from jobrunner.testing import MemoryBackend, MemoryMonitorJob, Plan, use_backend
+import jobrunner.cancelling
+jobrunner.cancelling._ON_KILL_S = 0.5
+hangs = threading.Event()
+class Mine(MemoryMonitorJob):
+    def {hook}(self, *args, **kwargs):
+        hangs.set()
+        threading.Event().wait()
+outside = MemoryBackend(plan=Plan(run_for_s=None))
+def end(job):
+    while not outside.jobs:
+        time.sleep(0.01)
+    if {hook == "on_kill"}:
+        job.request_kill()
+    else:
+        hangs.wait()
+        outside.succeed("memory-1")
+with use_backend(outside):
+    job = Mine(heartrate=0.2, poll_interval=0.1).store()
+    threading.Thread(target=end, args=(Mine.get(job.id),)).start()
+    try:
+        job.run()
+    finally:
+        print("it ended as", job.state, "hanging", hangs.is_set(), flush=True)
+""")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JOBRUNNER_")}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment
+        | {"JOBRUNNER_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    state = "killed" if hook == "on_kill" else "success"
+    assert f"it ended as {state} hanging True" in done.stdout, done.stderr
+
+
+# --- moments ---------------------------------------------------------------------------------------
+
+
+def test_a_runner_forgets_the_moments_of_jobs_that_have_ended_or_were_given_back(
+    sqlite_database: Database,
+) -> None:
+    async def main() -> None:
+        with use_backend(an_outside(Plan(run_for_s=0.0))):
+            async with a_runner(sqlite_database) as runner:
+                for _ in range(3):
+                    ends = [start(runner, a_job(timeout=30 * 86400, start_timeout=86400)) for _ in range(20)]
+                    assert {await within(end) for end in ends} == {JobState.SUCCESS}
+                assert len(runner.cancelling._moments) == 0
+
+    asyncio.run(main())
+
+
+def test_a_job_that_is_claimed_again_has_one_moment(sqlite_database: Database) -> None:
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                job = a_job(timeout=3600)
+                await watched(runner, outside, job)
+                for _ in range(5):
+                    take_over(runner, job)
+                assert len(runner.cancelling._moments) == 1
+
+    asyncio.run(main())
+
+
+def test_what_was_dropped_from_the_queue_does_not_pile_up() -> None:
+    queue: DueQueue[Due] = DueQueue()
+    for number in range(50_000):
+        due = Due(number)
+        queue.put(due, 1e9 + number)
+        if number % 100:
+            queue.drop(due)
+    assert len(queue) == 500
+    assert len(queue._heap) < 3_000
