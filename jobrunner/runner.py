@@ -318,10 +318,10 @@ class Runner:
             if not isinstance(owned, OwnedJob) or owned.job is None:
                 continue
             if not (owned.over or owned.is_called_back):  # one that is slow misses a beat
+                owned.is_called_back = True  # at once: the next beat may come before the call begins
                 self.spawn(self._call_back_one(owned, owned.job))
 
     async def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
-        owned.is_called_back = True
         if self._callbacks_database is None:  # its own connections: a callback that hangs keeps one
             self._callbacks_database = Database(self.database.settings)
         call = partial(call_back, job, self._callbacks_database)

@@ -71,9 +71,8 @@ def test_a_runner_that_looks_at_half_of_a_row_that_did_not_come_back_is_caught(
 
 
 def test_no_statement_that_changes_a_job_is_left_out() -> None:
-    reading = {"look", "flagged", "get", "get_many", "get_or_none", "held", "new_owner", "now", "tables"} | {
-        "judged_by"
-    }
+    reading = {"look", "flagged", "get", "get_many", "get_or_none", "held", "new_owner", "now", "tables"}
+    reading |= {"judged_by"}
     unguarded = {"store", "prune"}  # it inserts; and it deletes what nobody can own any more
     functions = {name for name in statements.__all__ if name[0].islower()} - reading - unguarded
     assert {mutant.statement for mutant in MUTANTS} == functions

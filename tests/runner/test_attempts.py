@@ -14,23 +14,11 @@ from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_
 from tests.helpers import a_running_job, plain_sql, row_of
 from tests.runner.gates import Gate
 from tests.runner.support import a_job, a_runner, an_outside, crash, look, soon, start, take_over, within
+from tests.runner.test_cancelling import cleaning
 from tests.runner.test_runner import watched
 
 AGAIN = {"preempted": 3}
 FLAG = "UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP"
-
-
-class Cleaning(MemoryMonitorJob):
-    """Counts its kills."""
-
-    kills = 0
-
-    def on_kill(self) -> None:
-        self.kills += 1
-
-
-def cleaning(**options: Any) -> Cleaning:
-    return Cleaning(**{"heartrate": 0.3, "poll_interval": 0.05, "resubmit": AGAIN, **options})
 
 
 def preempt(outside: MemoryBackend, external_id: str) -> None:
@@ -89,7 +77,7 @@ def test_a_kill_ends_the_new_work_whatever_was_decided_on_about_the_old(
         outside = an_outside(Plan(wait_for_s=None))
         with use_backend(outside):
             async with a_runner(database) as runner:
-                job = cleaning(start_timeout=0.2)
+                job = cleaning(start_timeout=0.2, resubmit=AGAIN)
                 second, end, gate = await resubmitted_before_its_start_timeout_is_recorded(
                     runner, outside, job
                 )
@@ -142,7 +130,7 @@ def test_a_kill_between_two_attempts_is_carried_out_once_and_nothing_is_submitte
         outside = an_outside()
         with use_backend(outside):
             async with a_runner(database) as runner:
-                job = cleaning()
+                job = cleaning(resubmit=AGAIN)
                 external_id, end = await watched(runner, outside, job)
                 gate = Gate(runner, write, holds_answer=holds_answer)
                 preempt(outside, external_id)
@@ -163,7 +151,7 @@ def test_a_kill_while_the_second_attempt_is_sent_ends_it(database: Database, dat
         outside = an_outside()
         with use_backend(outside):
             async with a_runner(database) as runner:
-                job = cleaning()
+                job = cleaning(resubmit=AGAIN)
                 external_id, end = await watched(runner, outside, job)
                 late = outside.order(Fault.LATE, call="submit")
                 preempt(outside, external_id)
@@ -225,7 +213,7 @@ def test_the_next_owner_of_a_killed_job_whose_start_timeout_stands_calls_on_kill
         outside = an_outside(Plan(wait_for_s=None, ignores_cancel=True))
         with use_backend(outside):
             async with a_runner(database) as first:
-                job = cleaning(start_timeout=0.2)
+                job = cleaning(start_timeout=0.2, resubmit=AGAIN)
                 start(first, job)
                 external_id = await only_work(outside)
                 await soon(lambda: outside.jobs[external_id].cancel_reasons)

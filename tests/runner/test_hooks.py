@@ -21,6 +21,7 @@ from jobrunner.states import JobState
 from jobrunner.testing import MemoryMonitorJob, Plan, use_backend
 from tests.helpers import an_owner
 from tests.runner.support import a_job, a_runner, an_outside, soon, start, take_over, within
+from tests.runner.test_cancelling import cleaning
 from tests.runner.test_runner import watched
 
 QUICK: dict[str, Any] = {"heartrate": 0.1, "poll_interval": 0.05}
@@ -54,15 +55,6 @@ def hanging(go: threading.Event, hook: str, names: tuple[str, ...] | None = None
     return a_class(**{hook: hang, "calls": calls})
 
 
-class Cleaning(MemoryMonitorJob):
-    """Counts its kills."""
-
-    kills = 0
-
-    def on_kill(self) -> None:
-        self.kills += 1
-
-
 def test_callbacks_that_hang_keep_no_kill_from_being_carried_out(
     sqlite_database: Database, go: threading.Event
 ) -> None:
@@ -75,7 +67,7 @@ def test_callbacks_that_hang_keep_no_kill_from_being_carried_out(
                 for _ in range(20):
                     start(runner, hanging_class(**QUICK))
                 await soon(lambda: len(hanging_class.calls) >= 8)  # type: ignore[attr-defined]
-                job = Cleaning(**QUICK)
+                job = cleaning()
                 _, end = await watched(runner, outside, job)
                 job.request_kill()
                 assert await within(end) is JobState.KILLED
