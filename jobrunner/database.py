@@ -13,13 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, MetaData, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from jobrunner import registry
 from jobrunner.deadline import put_deadline_on_calls
+from jobrunner.driver_errors import is_missing_table, is_session_lost, refused_value, translate
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
@@ -60,9 +60,17 @@ class Database:
         self.engine = (
             _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
         )
+        self._listen_for_errors()
         self._autocommit = self.engine.execution_options(
             **({"jobrunner_begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
         )
+
+    def _listen_for_errors(self) -> None:
+        @event.listens_for(self.engine, "handle_error")
+        def _judge(context: ExceptionContext) -> DatabaseError | None:
+            if is_session_lost(context.original_exception):
+                context.is_disconnect = True  # the whole pool is renewed with it
+            return refused_value(context.original_exception, self.shown_url)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -110,50 +118,13 @@ class Database:
             try:
                 return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
             except DBAPIError as error:
-                if _is_missing_table(error):
+                if is_missing_table(error):
                     return None
                 raise
 
     def dispose(self) -> None:
         """Close the pool's connections."""
         self.engine.dispose()
-
-
-def translate(error: SQLAlchemyError, shown_url: str) -> DatabaseError:
-    """Return our error for one of SQLAlchemy's: what is wrong, and what to do."""
-    reason = _first_line(getattr(error, "orig", None) or error)
-    if isinstance(error, DBAPIError):
-        if _is_missing_table(error):
-            return SchemaError(
-                f"The schema of {shown_url} does not fit ({reason}): run `jobrunner db upgrade`."
-            )
-        if _is_outage(error):
-            # Without a statement it was the connection itself that failed.
-            hint = ": see that it runs, and that database_url is right" if error.statement is None else ""
-            return DatabaseUnavailable(f"The database {shown_url} cannot be used now ({reason}){hint}.")
-    if isinstance(error, PoolTimeoutError):
-        return DatabaseUnavailable(f"The database {shown_url} gave no connection in time: {reason}")
-    return DatabaseError(f"The database {shown_url} refused: {reason}")
-
-
-def _is_outage(error: DBAPIError) -> bool:
-    kind = type(error.orig).__name__
-    if error.connection_invalidated or kind in {"OperationalError", "InterfaceError", "InternalError"}:
-        return True
-    # Deadlocks, timeouts, shutdowns and read-only standbys carry classes of their own in psycopg.
-    return any(base.__name__ == "OperationalError" for base in type(error.orig).__mro__)
-
-
-def _is_missing_table(error: DBAPIError) -> bool:
-    kind, words = type(error.orig).__name__, str(error.orig)
-    return (
-        kind in {"UndefinedTable", "UndefinedColumn"} or "no such table" in words or "no such column" in words
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def _sqlite_engine(url: URL, settings: Settings) -> Engine:

@@ -8,6 +8,7 @@ JobrunnerError
 │   └── NotOwner            only the runner that owns a job may do this
 ├── DatabaseError
 │   ├── DatabaseUnavailable the database refuses, is silent, or is not there
+│   ├── DatabaseRefused     it will never take this content: do not try the same write again
 │   └── SchemaError         the tables are missing, old or newer than this version
 ├── JobEndedBadly           what `result()` and `run()` raise
 │   ├── JobFailed
@@ -63,6 +64,13 @@ class DatabaseError(JobrunnerError):
 
 class DatabaseUnavailable(DatabaseError):
     """The database cannot be reached."""
+
+
+class DatabaseRefused(DatabaseError):
+    """The database refused the content of a write.
+
+    The same values are refused again whenever they are sent: a retry is of no use.
+    """
 
 
 class SchemaError(DatabaseError):
