@@ -3,24 +3,22 @@
 Every error of a driver leaves this module as a `DatabaseError` with one sentence.
 """
 
-import datetime as dt
 import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, MetaData, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from jobrunner import registry
-from jobrunner.deadline import put_deadline_on_calls
 from jobrunner.driver_errors import is_missing_table, is_session_lost, refused_value, translate
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
+from jobrunner.postgres_session import Opener, is_closed
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
 
@@ -58,7 +56,9 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.shown_url = place.shown
         self.engine = (
-            _sqlite_engine(self.url, settings) if self.is_sqlite else _postgres_engine(self.url, settings)
+            _sqlite_engine(self.url, settings)
+            if self.is_sqlite
+            else _postgres_engine(self.url, settings, self.shown_url)
         )
         self._listen_for_errors()
         self._autocommit = self.engine.execution_options(
@@ -96,7 +96,9 @@ class Database:
             if self.is_sqlite:
                 # A beat lost in a power cut is replaced by the next one: it need not wait for the disk.
                 connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
-            elif self.settings.postgres_options:  # behind a pooler it would stay set for others
+            elif driver_connection(
+                connection
+            ).session.is_ours_alone:  # behind a pooler it would stay set for others
                 connection.exec_driver_sql("SET synchronous_commit = off")
             return connection
 
@@ -125,6 +127,11 @@ class Database:
     def dispose(self) -> None:
         """Close the pool's connections."""
         self.engine.dispose()
+
+
+def driver_connection(connection: Connection) -> Any:
+    """Return the driver's own connection under one of SQLAlchemy's."""
+    return connection.connection.dbapi_connection
 
 
 def _sqlite_engine(url: URL, settings: Settings) -> Engine:
@@ -162,67 +169,25 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
     return engine
 
 
-def _postgres_engine(url: URL, settings: Settings) -> Engine:
-    arguments: dict[str, Any] = {
-        "connect_timeout": max(2, round(settings.connect_timeout_s)),
-        "prepare_threshold": settings.prepare_threshold,
-        "fallback_application_name": "jobrunner",  # one in the URL, or PGAPPNAME, is heeded
-        # The kernel gives up on a peer that vanished without a word.
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": round(settings.call_timeout_s * 1000),
-    }
-    if settings.postgres_options:
-        values = {
-            "default_transaction_isolation": r"read\ committed",
-            "statement_timeout": f"{round(settings.statement_timeout_s * 1000)}",
-            "lock_timeout": f"{round(settings.lock_timeout_s * 1000)}",
-            "idle_in_transaction_session_timeout": f"{round(settings.call_timeout_s * 1000)}",
-            "synchronous_commit": "on",
-        }
-        arguments["options"] = " ".join(f"-c {key}={value}" for key, value in values.items())
+def _postgres_engine(url: URL, settings: Settings, shown_url: str) -> Engine:
+    opener = Opener(settings, shown_url)
     try:
-        engine = create_engine(
-            url, connect_args=arguments, pool_size=5, max_overflow=10, pool_timeout=settings.connect_timeout_s
-        )
+        engine = create_engine(url, pool_size=5, max_overflow=10, pool_timeout=settings.connect_timeout_s)
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise SettingsError(
             "PostgreSQL needs the extra `postgres`: run `pip install 'jobrunner[postgres]'`."
         ) from error
-    put_deadline_on_calls(engine, settings.call_timeout_s)
 
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.adapters.register_loader("timestamptz", _tolerant_loader())
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, _arguments: Any, parameters: Any) -> Any:
+        return opener.open(parameters)
+
+    @event.listens_for(engine, "checkout")
+    def _checkout(connection: Any, _record: Any, _fairy: Any) -> None:
+        if is_closed(connection):
+            raise DisconnectionError("the server closed the connection while it was idle")
 
     return engine
-
-
-@cache
-def _tolerant_loader() -> Any:
-    """Return psycopg's loader of times, which yields for those that Python has not.
-
-    `kill_requested_at = 'infinity'`, written by any client, must not make every list an error.
-    """
-    import psycopg
-    from psycopg.adapt import Loader
-
-    class _TolerantLoader(Loader):
-        def __init__(self, oid: int, context: Any = None) -> None:
-            super().__init__(oid, context)
-            loader = psycopg.adapters.get_loader(oid, psycopg.pq.Format.TEXT)
-            assert loader is not None
-            self._exact = loader(oid, context)
-
-        def load(self, data: Any) -> Any:
-            try:
-                return self._exact.load(data)
-            except psycopg.DataError:
-                is_past = bytes(data).startswith(b"-") or bytes(data).endswith(b"BC")
-                return dt.datetime(1970 if is_past else 9999, 1, 1, tzinfo=dt.UTC)
-
-    return _TolerantLoader
 
 
 _lock = threading.RLock()

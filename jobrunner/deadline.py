@@ -12,8 +12,6 @@ import threading
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Engine, event
-
 from jobrunner.clock import monotonic_s
 
 _LOOK_S = 0.25
@@ -65,14 +63,6 @@ def _shut(connection: Any) -> None:
 
 _watchdog = _Watchdog()
 os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc]  # a fork has no threads
-
-
-def put_deadline_on_calls(engine: Engine, seconds: float) -> None:
-    """Make each call of `engine` (psycopg) fail after `seconds` without an answer."""
-
-    @event.listens_for(engine, "do_connect")
-    def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
-        return connection_class(seconds).connect(*arguments, **options)
 
 
 @cache

@@ -58,6 +58,11 @@ def is_session_lost(error: BaseException) -> bool:
     return state == _READ_ONLY or state in _ENDED or state.startswith("08")
 
 
+def is_connection_lost(error: DatabaseError) -> bool:
+    """Whether it was the connection that failed: the same call may succeed on a fresh one at once."""
+    return isinstance(error.__cause__, DBAPIError) and error.__cause__.connection_invalidated
+
+
 def sqlstate(error: BaseException | None) -> str | None:
     """Return PostgreSQL's code for an error; None where it has none."""
     state = getattr(error, "sqlstate", None)

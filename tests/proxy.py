@@ -111,11 +111,11 @@ class TcpProxy(Relay):
     def __init__(self, server_socket_dir: str) -> None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=50)
         super().__init__(listener, socket_of(server_socket_dir))
-        self._port = listener.getsockname()[1]
+        self.port = listener.getsockname()[1]
 
     def url(self, database: str) -> str:
         """Return the URL of a database behind it."""
-        return f"postgresql://postgres@127.0.0.1:{self._port}/{database}"
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
 
 class Proxy(Relay):

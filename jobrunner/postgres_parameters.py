@@ -1,0 +1,139 @@
+"""Where PostgreSQL is: a URL, a connection string or a service, as parameters of libpq."""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Dialect, make_url
+
+from jobrunner.resolver import resolver
+
+_SEVERAL_HOSTS = re.compile(
+    r"^(?P<scheme>[^:/]+://)(?P<user>[^/?#]*@)?(?P<hosts>[^/?#@]*,[^/?#@]*)(?P<rest>.*)$", re.DOTALL
+)
+_HOST_AND_PORT = re.compile(r"^(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>\d*))?$")
+
+
+def parse_url(given: str) -> URL:
+    """Return a URL, also one with several hosts as libpq writes them: `//a:5432,b:5432/name`.
+
+    Raises `ArgumentError` or `ValueError` for what is not a URL.
+    """
+    found = _SEVERAL_HOSTS.match(given)
+    if found is None:
+        return make_url(given)
+    hosts, ports = [], []
+    for each in found["hosts"].split(","):
+        pair = _HOST_AND_PORT.match(each)
+        if pair is None:
+            raise ValueError(f"{each!r} is not a host and a port")
+        hosts.append(pair["host"].strip("[]"))
+        ports.append(pair["port"] or "")
+    url = make_url(f"{found['scheme']}{found['user'] or ''}{found['rest']}")
+    where = {"host": ",".join(hosts), "port": ",".join(ports)} if any(ports) else {"host": ",".join(hosts)}
+    return url.update_query_dict(where)
+
+
+def parameters_of(given: str, dialect: Dialect) -> dict[str, Any]:
+    """Return libpq's parameters for a URL or for a connection string such as `host=db dbname=jobs`.
+
+    Raises `ArgumentError`, `ValueError` or `psycopg.Error` for anything else.
+    """
+    if "://" in given:
+        _, parameters = dialect.create_connect_args(parse_url(given))
+        return dict(parameters)
+    from psycopg.conninfo import conninfo_to_dict
+
+    return dict(conninfo_to_dict(given))
+
+
+def complete(parameters: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Return the parameters with those of their service, and with the addresses of their hosts.
+
+    `timeout_s`: seconds that resolving names may take. Raises `NotResolved`.
+    """
+    return _with_addresses(_with_service(parameters), timeout_s)
+
+
+def own_options(parameters: dict[str, Any]) -> str:
+    """Return the options for the server that the user gave: in the parameters, or in PGOPTIONS."""
+    return str(parameters.get("options") or os.environ.get("PGOPTIONS", ""))
+
+
+def _with_service(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Put in what the service file says: libpq would not read its options and hosts beside ours."""
+    name = parameters.get("service") or os.environ.get("PGSERVICE")
+    found = _service(str(name)) if name else None
+    if found is None:  # unknown: libpq says so
+        return parameters
+    return {**found, **{key: value for key, value in parameters.items() if key != "service"}}
+
+
+def _service(name: str) -> dict[str, str] | None:
+    own = os.environ.get("PGSERVICEFILE") or Path("~/.pg_service.conf").expanduser()
+    for path in (
+        Path(own),
+        Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"), "pg_service.conf"),
+    ):
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, ValueError):
+            continue
+        found = _section(lines, name)
+        if found is not None:
+            return found
+    return None
+
+
+def _section(lines: list[str], name: str) -> dict[str, str] | None:
+    section: dict[str, str] | None = None
+    for line in (line.strip() for line in lines):
+        if line.startswith("["):
+            if section is not None:
+                break
+            section = {} if line == f"[{name}]" else None
+        elif section is not None and "=" in line and not line.startswith(("#", "ldap:")):
+            key, _, value = line.partition("=")
+            section[key.strip()] = value.strip()
+    return section
+
+
+def _with_addresses(parameters: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    """Resolve the hosts, each to all its addresses, so that connecting asks no resolver."""
+    hosts = str(parameters.get("host") or os.environ.get("PGHOST", "")).split(",")
+    if parameters.get("hostaddr") or os.environ.get("PGHOSTADDR") or not any(map(_is_name, hosts)):
+        return parameters
+    ports = str(parameters.get("port") or os.environ.get("PGPORT", "")).split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):  # psycopg says so
+        return parameters
+    reached: list[tuple[str, str, str]] = []
+    trouble: OSError | None = None
+    for host, port in zip(hosts, ports, strict=True):
+        if not _is_name(host):
+            reached.append((host, host if _is_address(host) else "", port))
+            continue
+        try:
+            reached += [(host, address, port) for address in resolver.addresses(host, timeout_s)]
+        except OSError as error:  # another host of the list may be known
+            trouble = error
+    if not reached and trouble is not None:
+        raise trouble
+    hosts_, addresses, ports_ = (",".join(column) for column in zip(*reached, strict=True))
+    where = {"host": hosts_, "hostaddr": addresses}
+    return {**parameters, **where, "port": ports_} if ports_.strip(",") else {**parameters, **where}
+
+
+def _is_name(host: str) -> bool:
+    return bool(host) and not host.startswith(("/", "@")) and not _is_address(host)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
