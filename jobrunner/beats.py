@@ -3,14 +3,15 @@
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from jobrunner import statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
-from jobrunner.hints import Hints, Wake, wait_readable
+from jobrunner.hints import Hints, Wake
 from jobrunner.logs import get_logger
 from jobrunner.owned import OwnedRow
 
@@ -19,6 +20,7 @@ log = get_logger(__name__)
 _CHUNK = 10_000  # rows a statement: a longer one holds its locks, and SQLite's only writer, for too long
 _IDLE_S = 60.0
 _CRASH_PAUSE_S = 1.0
+_SAY_MOST = 100  # different troubles
 _AGAIN = 0.1  # of a heartrate later, a row that was locked is tried again: else it would stand for two
 _REST = 20  # times as long as asking for kill flags took, hints are not heeded: a twentieth of a core at most
 
@@ -57,21 +59,27 @@ class Beats:
         self._lock = threading.Lock()
         self._wake = Wake()
         self._stopping = False
-        self._rest_s = 0.0
         self._locked: list[OwnedRow] = []
         """Rows that somebody held, and that are to be beaten for again."""
         self._again_s = math.inf
-        self._thread = threading.Thread(target=self._run, name="jobrunner-beats", daemon=True)
+        self._hints = Hints(database, self._wake)
+        self._thread: threading.Thread | None = None
+        self._has_let_go = False
+        self._said: set[str] = set()
 
     def start(self) -> None:
         """Begin to beat."""
+        self._thread = threading.Thread(target=self._run, name="jobrunner-beats", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Beat no more; returns when the thread has ended."""
         self._stopping = True
         self._wake.set()
-        self._thread.join()
+        while (thread := self._thread) is not None and thread.is_alive():
+            thread.join()
+        self._beater.close()
+        self._hints.close()
         self._wake.close()
 
     def add(self, owned: OwnedRow) -> None:
@@ -81,6 +89,8 @@ class Beats:
             if group is None:
                 group = self._groups[owned.heartrate] = _Group(Pacer(owned.heartrate))
             group.jobs[owned.job_id] = owned
+        if self._has_let_go:
+            self._begin_anew()
         self._wake.set()
 
     def remove(self, owned: OwnedRow) -> None:
@@ -96,7 +106,7 @@ class Beats:
 
     def is_fenced(self, owned: OwnedRow) -> bool:
         """Whether no beat for this job succeeded for longer than its grace: it may be another's by now."""
-        return monotonic_s() - owned.good_s > owned.heartrate * self._grace
+        return self._has_let_go or monotonic_s() - owned.good_s > owned.heartrate * self._grace
 
     @property
     def is_failing(self) -> bool:
@@ -104,27 +114,68 @@ class Beats:
         return self._health.failing_since_s is not None
 
     def _run(self) -> None:
-        hints = Hints(self._database, self._wake)
         try:
             while not self._stopping:
-                try:
-                    self._round(hints)
-                except Exception as error:  # the beat of all jobs must not end by one fault
-                    log.error("a round of beats went wrong", error=error, exc_info=True)
-                    threading.Event().wait(_CRASH_PAUSE_S)
+                self._guarded_round()
+        except BaseException as error:  # noqa: BLE001  # raised while another error was being reported
+            self._say_once("the thread that beats has ended: another takes its place", error)
         finally:
-            self._beater.close()
-            hints.close()
+            if not self._stopping:
+                self._succeed()
 
-    def _round(self, hints: Hints) -> None:
+    def _succeed(self) -> None:
+        threading.Event().wait(_CRASH_PAUSE_S)
+        try:
+            self.start()
+        except Exception as error:  # noqa: BLE001  # no thread can be started
+            self._let_go(error)
+
+    def _begin_anew(self) -> None:
+        with suppress(RuntimeError):  # still no thread can be started: the job stays fenced
+            self.start()
+            self._has_let_go = False
+
+    def _let_go(self, error: BaseException) -> None:
+        """Nobody beats any more, so others may take the jobs: nothing is done for them from now on."""
+        self._has_let_go = True
+        with suppress(Exception):
+            log.error("no beats can be sent any more: this process lets its jobs go", error=error)
+        with self._lock:
+            jobs = [owned for group in self._groups.values() for owned in group.jobs.values()]
+        for owned in jobs:
+            self._tell(
+                self._on_lost,
+                owned,
+                f"Job {owned.job_id} was let go: the thread that beats for it has ended.",
+            )
+
+    def _guarded_round(self) -> None:
+        try:
+            self._round()
+        except BaseException as error:  # noqa: BLE001  # the beat of all jobs must not end by one fault
+            self._health.failed(error)
+            self._say_once("a round of beats went wrong", error)
+            threading.Event().wait(_CRASH_PAUSE_S)
+
+    def _tell(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back; whatever that raises, the other jobs are beaten for."""
+        try:
+            callback(*args)
+        except BaseException as error:  # noqa: BLE001  # see above
+            self._say_once("what a beat reports was not taken", error)
+
+    def _say_once(self, what: str, error: BaseException) -> None:
+        subject = f"{what}: {error!r}"
+        if subject not in self._said and len(self._said) < _SAY_MOST:
+            self._said.add(subject)
+            log.error(what, error=repr(error), exc_info=error)
+
+    def _round(self) -> None:
         with self._lock:
             wait_s = min((group.pacer.remaining_s() for group in self._groups.values()), default=_IDLE_S)
         wait_s = max(0.0, min(wait_s, self._again_s - monotonic_s()))
-        if wait_s > 0 and self._rest_s > 0:
-            wait_readable([], self._wake, min(wait_s, self._rest_s))
-            self._rest_s = 0.0
-        elif wait_s > 0:
-            hinted = hints.wait(wait_s)
+        if wait_s > 0:
+            hinted = self._hints.wait(wait_s)
             if self._stopping:
                 return
             if hinted:
@@ -133,9 +184,16 @@ class Beats:
             due = [group for group in self._groups.values() if group.pacer.remaining_s() <= 0]
             jobs = [owned for group in due for owned in group.jobs.values()]
         if due:
-            self._beat(due, [owned for owned in jobs if owned.is_making_progress()])
+            self._beat(due, [owned for owned in jobs if self._is_making_progress(owned)])
         elif monotonic_s() >= self._again_s:
             self._beat_again()
+
+    def _is_making_progress(self, owned: OwnedRow) -> bool:
+        try:
+            return owned.is_making_progress()
+        except Exception as error:  # noqa: BLE001  # one job's fault must not silence the others
+            self._say_once("a job's progress cannot be judged: it is not beaten for", error)
+            return False
 
     def _ask_for_flags(self) -> None:
         asked_s = monotonic_s()
@@ -143,11 +201,15 @@ class Beats:
             flagged = self._beater.flagged()
         except DatabaseError as error:
             self._health.failed(error)
+            self._hints.ask_again()
             return
+        except BaseException:
+            self._hints.ask_again()
+            raise
         # On SQLite every commit of anybody is a hint, and the more jobs there are, the more an answer costs.
-        self._rest_s = _REST * (monotonic_s() - asked_s)
+        self._hints.rest(_REST * (monotonic_s() - asked_s))
         if flagged:
-            self._on_flagged(flagged)
+            self._tell(self._on_flagged, flagged)
 
     def _beat(self, due: Sequence[_Group], jobs: list[OwnedRow]) -> None:
         sent_s = monotonic_s()
@@ -169,7 +231,7 @@ class Beats:
     def _beat_again(self) -> None:
         locked, self._locked, self._again_s = self._locked, [], math.inf
         try:
-            self._beat_for(owned for owned in locked if not owned.over and owned.is_making_progress())
+            self._beat_for(owned for owned in locked if not owned.over and self._is_making_progress(owned))
         except DatabaseError as error:
             self._health.failed(error)
             with self._lock:
@@ -187,7 +249,7 @@ class Beats:
         for answer in answers:
             owned = asked.pop(answer.job_id)
             if answer.claims != owned.claim.claims:
-                self._on_lost(owned, f"Job {owned.job_id} was claimed again by this runner.")
+                self._tell(self._on_lost, owned, f"Job {owned.job_id} was claimed again by this runner.")
                 continue
             owned.good_s = sent_s
             if owned.has_callback:
@@ -197,15 +259,14 @@ class Beats:
         if asked:
             self._judge(asked)
         if flagged:
-            self._on_flagged(flagged)
+            self._tell(self._on_flagged, flagged)
         if beaten:
-            self._on_beaten(beaten)
+            self._tell(self._on_beaten, beaten)
 
     def _judge(self, silent: dict[int, OwnedRow]) -> None:
         """Tell, for rows that did not come back, those that are only locked from those that are lost."""
         asked_s = monotonic_s()
-        with self._database.read() as connection:
-            rows = statements.look(connection, list(silent))
+        rows = self._beater.look(list(silent))
         for job_id, owned in silent.items():
             why = lost_because(owned.claim, rows.get(job_id))
             if why is None:
@@ -213,4 +274,4 @@ class Beats:
                 self._locked.append(owned)
                 self._again_s = min(self._again_s, monotonic_s() + _AGAIN * owned.heartrate)
             elif not owned.over:
-                self._on_lost(owned, why)
+                self._tell(self._on_lost, owned, why)

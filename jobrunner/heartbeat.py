@@ -4,15 +4,17 @@ import math
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobrunner import statements
 from jobrunner.clock import monotonic_s, utcnow
-from jobrunner.database import Database
-from jobrunner.errors import DatabaseError, UsageError
+from jobrunner.database import Database, driver_connection
+from jobrunner.driver_errors import is_connection_lost
+from jobrunner.errors import DatabaseUnavailable, UsageError
 from jobrunner.logs import get_logger
 from jobrunner.statements import Beaten, Claim
 from jobrunner.states import JobState
@@ -142,10 +144,14 @@ class Beater:
         self._database = database
         self._runner_id = runner_id
         self._connection: Connection | None = None
+        self._driver: Any = None
         self._lock = threading.Lock()
 
     def beat(self, ids: Sequence[int], *, with_time: bool = False) -> list[Beaten]:
-        """Send one beat for `ids`. Raises `DatabaseError`, and then holds no connection any more."""
+        """Send one beat for `ids`, on a fresh connection where the held one was lost.
+
+        Raises `DatabaseError`, and then holds no connection any more.
+        """
         return self._on_held(
             lambda connection: statements.beat(connection, self._runner_id, ids, with_time=with_time)
         )
@@ -154,17 +160,32 @@ class Beater:
         """Ask which of the runner's jobs carry the kill flag, without beating."""
         return self._on_held(lambda connection: statements.flagged(connection, self._runner_id))
 
+    def look(self, ids: Sequence[int]) -> dict[int, RowMapping]:
+        """Return who holds the rows now, of those that there are: it waits for no connection of the pool."""
+        return self._on_held(lambda connection: dict(statements.look(connection, ids)))
+
     def _on_held(self, ask: Callable[[Connection], _T]) -> _T:
         with self._lock:
+            was_held = self._connection is not None
             try:
-                with self._database.translated():
-                    if self._connection is None:
-                        self._connection = self._database.held()
-                    return ask(self._connection)
-            except DatabaseError:
-                # Whatever went wrong: a demoted primary, for one, stays connected and read-only.
-                self._discard()
-                raise
+                return self._ask(ask)
+            except DatabaseUnavailable as error:
+                # A server, or a firewall, may have ended it while it was idle: no kill waits for that.
+                if not (was_held and is_connection_lost(error)):
+                    raise
+            return self._ask(ask)
+
+    def _ask(self, ask: Callable[[Connection], _T]) -> _T:
+        try:
+            with self._database.translated():
+                if self._connection is None:
+                    self._connection = self._database.held()
+                    self._driver = driver_connection(self._connection)
+                return ask(self._connection)
+        except BaseException:
+            # Whatever went wrong: a demoted primary, for one, stays connected and read-only.
+            self._discard()
+            raise
 
     def close(self) -> None:
         """Close the held connection."""
@@ -173,12 +194,13 @@ class Beater:
 
     def _discard(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            connection.close()
-        except SQLAlchemyError:
-            connection.invalidate()
+        driver, self._driver = self._driver, None
+        if connection is not None:
+            with suppress(SQLAlchemyError):
+                connection.close()
+        if driver is not None:  # SQLAlchemy forgets one that it invalidated, without closing it
+            with suppress(Exception):
+                driver.close()
 
 
 def lost_because(claim: Claim, row: RowMapping | None) -> str | None:

@@ -1,232 +1,170 @@
 """Hints that a kill flag was set: heard within milliseconds, and never trusted.
 
-A hint only says "look now"; the beat decides. So a lost hint costs at most one heartrate.
+A hint only says "look now"; the beat decides. So a lost hint costs at most one heartrate. Listening is
+the work of a thread of its own: whoever waits for hints waits for no connection and no name server, and
+whatever goes wrong with listening makes it deaf, and never ends the wait with an error.
 """
 
 import math
-import os
-import select
-import sqlite3
-import time
-import uuid
+import threading
 from contextlib import suppress
-from typing import Any
-
-from sqlalchemy import Connection, func
-from sqlalchemy import select as sql_select
 
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
-from jobrunner.deadline import connection_class
-from jobrunner.errors import DatabaseError
+from jobrunner.ears import KILL_CHANNEL, Ear, make_ear
 from jobrunner.logs import get_logger
+from jobrunner.waking import Wake, wait_readable
+
+__all__ = ["KILL_CHANNEL", "Hints", "Wake", "wait_readable"]
 
 log = get_logger(__name__)
 
-KILL_CHANNEL = "jobrunner_kill"
-_ECHO_CHANNEL = "jobrunner_echo"
-_ECHO_S = 2.0
-_ECHO_EVERY_S = 60.0
-"""How often a listener proves anew that it hears: a silent proxy leaves a connection that looks well."""
-_CONNECT_S = 2
-"""How long a connection for listening may take: the beat is waiting meanwhile."""
-_SQLITE_LOOK_S = 0.03
 _DEAF_LOOK_S = 1.0
 _MEND_S = 15.0
 """How long a deaf listener waits before it tries to hear again."""
-
-
-class Wake:
-    """A way to end another thread's wait: `set` it, and its descriptor becomes readable."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait for."""
-        return self._reader
-
-    def set(self) -> None:
-        """End the wait, now or the next one."""
-        with suppress(BlockingIOError):  # full of wake-ups already
-            os.write(self._writer, b"x")
-
-    def clear(self) -> None:
-        """Take back what was set."""
-        with suppress(BlockingIOError):
-            while os.read(self._reader, 4096):
-                pass
-
-    def close(self) -> None:
-        """Give the descriptors back."""
-        os.close(self._reader)
-        os.close(self._writer)
+_CLOSE_S = 2.0
+"""How long the listening thread may take to end; one that hangs in a resolver is left behind."""
 
 
 class Hints:
     """Waits that end early when somebody may have set a kill flag. One thread waits at a time."""
 
     def __init__(self, database: Database, wake: Wake | None = None) -> None:
-        self._wake = wake
-        self._ear: _Ear = _SqliteEar(database) if database.is_sqlite else _PostgresEar(database)
-        self._deaf_until_s = 0.0
-        self._said_deaf = False
+        self._database = database
+        self._wake = wake or Wake()
+        self._owns_wake = wake is None
+        self._listener: _Listener | None = None
+        self._next_listener_s = 0.0
+        self._heed_from_s = 0.0
+        self._ask_again_s = math.inf
+        self._looked_s = monotonic_s()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for at most `timeout_s`; True: look at the kill flags now."""
+        """Wait for at most `timeout_s`; True: look at the kill flags now.
+
+        False, too, when the wake that was given is set.
+        """
+        self._listen()
         until_s = monotonic_s() + timeout_s
-        if monotonic_s() >= self._deaf_until_s:
-            try:
-                return self._ear.wait(until_s, self._wake)
-            except (DatabaseError, OSError) as error:
-                self._ear.close()
-                self._deaf_until_s = monotonic_s() + _MEND_S
-                if not self._said_deaf:
-                    self._said_deaf = True
-                    log.info("kill hints are not heard: asking every second", error=str(error))
-        # Deaf: say "look" once a second; the caller's own wait bounds it.
-        rest_s = min(until_s - monotonic_s(), _DEAF_LOOK_S)
-        if rest_s > 0:
-            wait_readable([], self._wake, rest_s)
-        return True
-
-    def close(self) -> None:
-        """Give the connection back."""
-        self._ear.close()
-
-
-def wait_readable(readers: list[int], wake: Wake | None, timeout_s: float) -> bool:
-    """Wait; True when one of `readers` can be read, or `wake` was set (and then it is cleared)."""
-    every = readers if wake is None else [*readers, wake.fileno()]
-    if not every:
-        time.sleep(max(0.0, timeout_s))
-        return False
-    poll = select.poll()  # select() fails on a descriptor of 1024 or more
-    for reader in every:
-        poll.register(reader, select.POLLIN)
-    ready = [descriptor for descriptor, _ in poll.poll(max(0, math.ceil(timeout_s * 1000)))]
-    if wake is not None and wake.fileno() in ready:
-        wake.clear()
-    return bool(ready)
-
-
-class _Ear:
-    def wait(self, until_s: float, wake: Wake | None) -> bool:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-
-class _SqliteEar(_Ear):
-    """`PRAGMA data_version` changes whenever another connection committed."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._held: Connection | None = None
-        self._bare: Any = None
-        self._version: int | None = None
-
-    def wait(self, until_s: float, wake: Wake | None) -> bool:
         while True:
-            version = self._ask()
-            # The first look hears what was set while nobody listened.
-            changed, self._version = version != self._version, version
-            rest_s = until_s - monotonic_s()
-            if changed or rest_s <= 0:
-                return changed
-            if wait_readable([], wake, min(rest_s, _SQLITE_LOOK_S)):
+            now_s = monotonic_s()
+            look_s = self._look_at_s()
+            if now_s >= look_s:
+                self._looked_s, self._ask_again_s = now_s, math.inf
+                self._wake.clear()
+                self._take()
+                return True
+            if now_s >= until_s:
+                return False
+            woken = wait_readable([], self._wake, min(until_s, look_s) - now_s)
+            if woken and not self._is_hinted():
                 return False
 
-    def _ask(self) -> int:
-        if self._held is None:
-            self._held = self._database.held()
-            self._bare = self._held.connection.dbapi_connection
-        try:
-            # Past SQLAlchemy: this is asked thirty times a second, and must cost nothing.
-            ((version,),) = self._bare.execute("PRAGMA data_version").fetchall()
-        except sqlite3.Error as error:
-            raise DatabaseError(str(error)) from error
-        return int(version)
+    def rest(self, seconds: float) -> None:
+        """Heed no hint for so long: one that comes meanwhile is kept until then."""
+        self._heed_from_s = monotonic_s() + seconds
+
+    def ask_again(self) -> None:
+        """The look at the flags failed: say soon that it is to be tried again."""
+        self._ask_again_s = monotonic_s() + _DEAF_LOOK_S
 
     def close(self) -> None:
-        held, self._held, self._bare, self._version = self._held, None, None, None
-        if held is not None:
-            held.close()
+        """Listen no more."""
+        if self._listener is not None:
+            self._listener.stop()
+        if self._owns_wake:
+            self._wake.close()
+
+    def _listen(self) -> None:
+        """See to it that somebody listens: also after the listening thread has ended, however that came."""
+        if self._listener is not None and self._listener.is_alive():
+            return
+        if monotonic_s() < self._next_listener_s:
+            return
+        self._next_listener_s = monotonic_s() + _MEND_S
+        said = self._listener is not None and self._listener.has_said_deaf
+        self._listener = None
+        with suppress(RuntimeError, OSError):  # no thread or descriptor to be had now: deaf meanwhile
+            listener = _Listener(self._database, self._wake, has_said_deaf=said)
+            listener.start()
+            self._listener = listener
+
+    def _look_at_s(self) -> float:
+        """Return the moment at which the flags are to be looked at."""
+        listener = self._listener
+        at_s = self._ask_again_s
+        if listener is None or not listener.hears:
+            at_s = min(at_s, self._looked_s + _DEAF_LOOK_S)
+        if self._is_hinted():
+            at_s = min(at_s, self._heed_from_s)
+        return at_s
+
+    def _is_hinted(self) -> bool:
+        return self._listener is not None and self._listener.is_hinted
+
+    def _take(self) -> None:
+        if self._listener is not None:
+            self._listener.is_hinted = False
 
 
-class _PostgresEar(_Ear):
-    """LISTEN on a direct connection of its own, proven by an echo sent through the ordinary one."""
+class _Listener(threading.Thread):
+    """The thread that listens, and mends what keeps it from that."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wake: Wake, *, has_said_deaf: bool) -> None:
+        super().__init__(name="jobrunner-ear", daemon=True)
+        self.hears = False
+        self.is_hinted = False
+        self.has_said_deaf = has_said_deaf
         self._database = database
-        listener = database.settings.listener
-        self._url = listener.to_sqlalchemy() if listener is not None else database.url
-        self._connection: Any = None
-        self._word = b""
-        self._echo_until_s = math.inf
-        """Until when the echo may come; infinite once it came."""
-        self._next_echo_s = 0.0
+        self._wake = wake
+        self._interrupt = Wake()
+        self._stopping = False
 
-    def wait(self, until_s: float, wake: Wake | None) -> bool:
-        import psycopg
+    def stop(self) -> None:
+        self._stopping = True
+        self._interrupt.set()
+        self.join(_CLOSE_S)
 
+    def run(self) -> None:
         try:
-            if self._connection is None:
-                self._connect()
-                return True  # what was set while nobody listened
-            if monotonic_s() >= self._next_echo_s:
-                self._call_for_echo()
-            limit_s = min(until_s, self._echo_until_s)
-            wait_readable([self._connection.fileno()], wake, limit_s - monotonic_s())
-            heard = self._hear()
-        except psycopg.Error as error:
-            raise DatabaseError(str(error).strip()) from error
-        if monotonic_s() >= self._echo_until_s:
-            raise DatabaseError("no echo came: set listen_url to a direct connection, past any pooler")
-        return heard
+            while not self._stopping:
+                self._listen()
+                if not self._stopping:
+                    wait_readable([], self._interrupt, _MEND_S)
+        finally:
+            self.hears = False
+            self._interrupt.close()
 
-    def _connect(self) -> None:
-        _, arguments = self._database.engine.dialect.create_connect_args(self._url)
-        arguments.update(
-            {
-                "autocommit": True,
-                "connect_timeout": _CONNECT_S,
-                "application_name": "jobrunner listen",
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-            }
-        )
-        self._connection = connection_class(self._database.settings.call_timeout_s).connect(**arguments)
-        self._connection.execute(f"LISTEN {KILL_CHANNEL}")
-        self._connection.execute(f"LISTEN {_ECHO_CHANNEL}")
-        self._call_for_echo()
+    def _listen(self) -> None:
+        """Listen until that fails; whatever it raises, only its own thread may be ended by that."""
+        ear: Ear | None = None
+        try:
+            ear = make_ear(self._database)
+            ear.open()
+            self.hears = True
+            self._hint()  # what was set while nobody listened
+            while not self._stopping:
+                if ear.hear(self._interrupt):
+                    self._hint()
+        except BaseException as error:  # noqa: BLE001  # a driver or a resolver of others may raise anything
+            self._go_deaf(error)
+        finally:
+            self.hears = False
+            if ear is not None:
+                with suppress(Exception):
+                    ear.close()
 
-    def _call_for_echo(self) -> None:
-        word = uuid.uuid4().hex
-        with self._database.read() as connection:
-            connection.execute(sql_select(func.pg_notify(_ECHO_CHANNEL, word)))
-        self._word = word.encode()
-        self._echo_until_s = monotonic_s() + _ECHO_S
-        self._next_echo_s = monotonic_s() + _ECHO_EVERY_S
+    def _go_deaf(self, error: BaseException) -> None:
+        if self._stopping:
+            return
+        self.hears = False
+        self._hint()  # what was set in this moment was perhaps not heard
+        if not self.has_said_deaf:
+            self.has_said_deaf = True
+            why = str(error).strip() or type(error).__name__
+            log.info("kill hints are not heard: asking every second", error=why)
 
-    def _hear(self) -> bool:
-        """Take in what came, without waiting; True when a kill flag was among it."""
-        wire = self._connection.pgconn
-        wire.consume_input()
-        heard = False
-        while (note := wire.notifies()) is not None:
-            if note.relname == KILL_CHANNEL.encode():
-                heard = True
-            elif note.extra == self._word:
-                self._echo_until_s = math.inf
-        return heard
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        self._echo_until_s = math.inf
-        if connection is not None:
-            connection.close()
+    def _hint(self) -> None:
+        if not self._stopping and not self.is_hinted:
+            self.is_hinted = True
+            self._wake.set()

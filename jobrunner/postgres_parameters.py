@@ -2,51 +2,10 @@
 
 import ipaddress
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Dialect, make_url
-
 from jobrunner.resolver import resolver
-
-_SEVERAL_HOSTS = re.compile(
-    r"^(?P<scheme>[^:/]+://)(?P<user>[^/?#]*@)?(?P<hosts>[^/?#@]*,[^/?#@]*)(?P<rest>.*)$", re.DOTALL
-)
-_HOST_AND_PORT = re.compile(r"^(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>\d*))?$")
-
-
-def parse_url(given: str) -> URL:
-    """Return a URL, also one with several hosts as libpq writes them: `//a:5432,b:5432/name`.
-
-    Raises `ArgumentError` or `ValueError` for what is not a URL.
-    """
-    found = _SEVERAL_HOSTS.match(given)
-    if found is None:
-        return make_url(given)
-    hosts, ports = [], []
-    for each in found["hosts"].split(","):
-        pair = _HOST_AND_PORT.match(each)
-        if pair is None:
-            raise ValueError(f"{each!r} is not a host and a port")
-        hosts.append(pair["host"].strip("[]"))
-        ports.append(pair["port"] or "")
-    url = make_url(f"{found['scheme']}{found['user'] or ''}{found['rest']}")
-    where = {"host": ",".join(hosts), "port": ",".join(ports)} if any(ports) else {"host": ",".join(hosts)}
-    return url.update_query_dict(where)
-
-
-def parameters_of(given: str, dialect: Dialect) -> dict[str, Any]:
-    """Return libpq's parameters for a URL or for a connection string such as `host=db dbname=jobs`.
-
-    Raises `ArgumentError`, `ValueError` or `psycopg.Error` for anything else.
-    """
-    if "://" in given:
-        _, parameters = dialect.create_connect_args(parse_url(given))
-        return dict(parameters)
-    from psycopg.conninfo import conninfo_to_dict
-
-    return dict(conninfo_to_dict(given))
 
 
 def complete(parameters: dict[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_where_no_echo_comes_it_says_so_once_and_looks_every_second(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_ECHO_S", 0.2)
+    monkeypatch.setattr("jobrunner.ears._ECHO_S", 0.2)
     monkeypatch.setattr(module, "_DEAF_LOOK_S", 0.1)
     monkeypatch.setattr(module, "_MEND_S", 0.5)
     configure(database_url=postgres_url, listen_url=empty_postgres_url)

@@ -112,6 +112,7 @@ class OwnRun:
             return self.claim.job_id in self._beater.flagged()
         except DatabaseError as error:
             self.health.failed(error)
+            self._hints.ask_again()
             return False
 
     def beat(self) -> Beaten | None:
@@ -144,9 +145,7 @@ class OwnRun:
 
     def _look(self) -> str | None:
         job_id = self.claim.job_id
-        with self.database.read() as connection:
-            row = statements.look(connection, [job_id]).get(job_id)
-        return lost_because(self.claim, row)
+        return lost_because(self.claim, self._beater.look([job_id]).get(job_id))
 
     def end(self, state: JobState, message: str) -> None:
         """Write the outcome, trying again while the database is away. Raises `ClaimLost`."""
