@@ -220,3 +220,19 @@ def test_listen_url_may_name_a_variable_of_the_environment(
     settle(hints)
     assert "not heard" not in caplog.text
     hints.close()
+
+
+def test_a_listener_outlives_the_idle_time_that_a_role_allows(postgres: Postgres, postgres_url: str) -> None:
+    name = plain_sql(postgres_url, "SELECT current_database()")[0][0]
+    plain_sql(postgres_url, f"ALTER ROLE postgres IN DATABASE {name} SET idle_session_timeout = '300ms'")
+    configure(database_url=postgres_url)
+    database = get_database()
+    a_running_job(database)
+    hints = Hints(database)
+    settle(hints)
+    time.sleep(1)  # longer than a session may be idle
+    plain_sql(postgres_url, KILL)
+    assert hints.wait(30)
+    assert hints._listener is not None
+    assert not hints._listener.has_said_deaf
+    hints.close()
