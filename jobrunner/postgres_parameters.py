@@ -1,4 +1,4 @@
-"""Where PostgreSQL is: a URL, a connection string or a service, as parameters of libpq."""
+"""Where PostgreSQL is: the parameters of libpq, with those of a service, and with the addresses of its hosts."""
 
 import ipaddress
 import os
