@@ -1,4 +1,4 @@
-"""Where PostgreSQL is: the parameters of libpq, with those of a service, and with the addresses of its hosts."""
+"""The parameters of libpq that say where PostgreSQL is: with those of a service, and with its addresses."""
 
 import ipaddress
 import os
