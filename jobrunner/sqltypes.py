@@ -1,10 +1,11 @@
-"""Time in the database: UTC on both sides, and the database's own clock in statements."""
+"""The types of our columns: time in UTC, text and JSON as both databases can hold them; and the database's clock."""
 
 import datetime as dt
 import re
 from typing import Any
 
-from sqlalchemy import Boolean, DateTime, Dialect, Float, String, TypeDecorator
+from sqlalchemy import JSON, Boolean, DateTime, Dialect, Float, String, Text, TypeDecorator
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
@@ -12,6 +13,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from jobrunner.states import JobState
+from jobrunner.text import TEXT_MOST, storable, storable_detail, storable_json
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SQLITE_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -62,6 +64,54 @@ def _parse(text: str) -> dt.datetime:
     except (ValueError, OverflowError, OSError):
         return _EPOCH
     return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+class StoredText(TypeDecorator[str]):
+    """Text of at most `length` characters, in a form that both databases can hold: see `text.storable`.
+
+    Without a `length`, it is a TEXT of at most `text.TEXT_MOST` characters.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__()
+        self.length = length
+        self._most = length or TEXT_MOST
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:  # noqa: ARG002
+        """Choose the column's type by its length."""
+        return Text() if self.length is None else String(self.length)
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Make a text storable, whoever wrote it."""
+        return None if value is None else storable(value, self._most)
+
+
+class StoredJson(TypeDecorator[Any]):
+    """JSON, in a form that both databases can hold; `is_detail`: an object of a bounded size."""
+
+    impl = JSON
+    cache_ok = True
+
+    def __init__(self, *, is_detail: bool = False) -> None:
+        super().__init__(none_as_null=True)
+        self.is_detail = is_detail
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type: JSONB on PostgreSQL."""
+        return (JSONB if dialect.name == "postgresql" else JSON)(none_as_null=True)
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        """Let a comparison, or an index into it, be that of JSON."""
+        return self.impl_instance.coerce_compared_value(op, value)
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        """Make a value storable."""
+        if value is None:
+            return None
+        return storable_detail(value) if self.is_detail else storable_json(value, None)
 
 
 class StateType(TypeDecorator[JobState]):

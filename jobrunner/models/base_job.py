@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
 
-from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, Integer, String, Text, text, true
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import CheckConstraint, Float, ForeignKey, Index, Integer, text, true
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, Session, mapped_column, object_session, validates
 from sqlalchemy.orm.attributes import set_committed_value
@@ -24,7 +23,7 @@ from jobrunner.models.own_run import OwnRun, call_back, has_callback, run_code
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
 from jobrunner.resources import NONE
 from jobrunner.settings import get_settings
-from jobrunner.sqltypes import StateType, UtcDateTime, db_now
+from jobrunner.sqltypes import StateType, StoredJson, StoredText, UtcDateTime, db_now
 from jobrunner.states import JobState
 
 log = get_logger(__name__)
@@ -43,8 +42,6 @@ NUMBERS = {
     "claims": "claims >= 0 AND claims <= 2147483647",
     "attempt": "attempt >= 0 AND attempt <= 2147483647",
 }
-
-_Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 class BaseJob(Base):
@@ -91,14 +88,14 @@ class BaseJob(Base):
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
-    job_type: Mapped[str] = mapped_column(String(250))
-    key: Mapped[str | None] = mapped_column(String(250))
-    name: Mapped[str | None] = mapped_column(String(250))
-    dag_id: Mapped[str | None] = mapped_column(String(250))
+    job_type: Mapped[str] = mapped_column(StoredText(250))
+    key: Mapped[str | None] = mapped_column(StoredText(250))
+    name: Mapped[str | None] = mapped_column(StoredText(250))
+    dag_id: Mapped[str | None] = mapped_column(StoredText(250))
     parent_id: Mapped[int | None] = mapped_column(BigId, ForeignKey("job.id", ondelete="SET NULL"))
 
     state: Mapped[JobState] = mapped_column(StateType, server_default=JobState.QUEUED)
-    message: Mapped[str | None] = mapped_column(Text)
+    message: Mapped[str | None] = mapped_column(StoredText())
 
     created_at: Mapped[dt.datetime] = mapped_column(UtcDateTime, server_default=db_now())
     start_date: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
@@ -106,40 +103,40 @@ class BaseJob(Base):
     latest_heartbeat: Mapped[dt.datetime] = mapped_column(UtcDateTime, server_default=db_now())
     heartrate: Mapped[float] = mapped_column(Float(53))
 
-    executor_class: Mapped[str | None] = mapped_column(String(250))
-    hostname: Mapped[str | None] = mapped_column(String(250))
-    unixname: Mapped[str | None] = mapped_column(String(250))
+    executor_class: Mapped[str | None] = mapped_column(StoredText(250))
+    hostname: Mapped[str | None] = mapped_column(StoredText(250))
+    unixname: Mapped[str | None] = mapped_column(StoredText(250))
     pid: Mapped[int | None] = mapped_column(Integer)
-    process_started_at: Mapped[str | None] = mapped_column(String(250))
+    process_started_at: Mapped[str | None] = mapped_column(StoredText(250))
 
-    runner_id: Mapped[str | None] = mapped_column(String(36))
-    runner_host_id: Mapped[str | None] = mapped_column(String(250))
+    runner_id: Mapped[str | None] = mapped_column(StoredText(36))
+    runner_host_id: Mapped[str | None] = mapped_column(StoredText(250))
     claims: Mapped[int] = mapped_column(Integer, server_default="0")
     needs: Mapped[int | None] = mapped_column(Integer)
     held_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
-    host_id: Mapped[str | None] = mapped_column(String(250))
+    host_id: Mapped[str | None] = mapped_column(StoredText(250))
     host_uid: Mapped[int | None] = mapped_column(BigId)
     adoptable: Mapped[bool] = mapped_column(server_default=true())
 
     kill_requested_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
-    kill_requested_by: Mapped[str | None] = mapped_column(Text)
-    kill_reason: Mapped[str | None] = mapped_column(Text)
+    kill_requested_by: Mapped[str | None] = mapped_column(StoredText())
+    kill_reason: Mapped[str | None] = mapped_column(StoredText())
 
-    connection: Mapped[str | None] = mapped_column(String(250))
-    spec: Mapped[dict[str, Any] | None] = mapped_column(_Json)
-    submit_token: Mapped[str | None] = mapped_column(String(64))
+    connection: Mapped[str | None] = mapped_column(StoredText(250))
+    spec: Mapped[dict[str, Any] | None] = mapped_column(StoredJson())
+    submit_token: Mapped[str | None] = mapped_column(StoredText(64))
     submit_started_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     attempt: Mapped[int] = mapped_column(Integer, server_default="1")
-    cancel_cause: Mapped[str | None] = mapped_column(String(32))
+    cancel_cause: Mapped[str | None] = mapped_column(StoredText(32))
     cancel_started_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
-    external_id: Mapped[str | None] = mapped_column(Text)
-    external_state: Mapped[str | None] = mapped_column(Text)
-    detail: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+    external_id: Mapped[str | None] = mapped_column(StoredText())
+    external_state: Mapped[str | None] = mapped_column(StoredText())
+    detail: Mapped[dict[str, Any] | None] = mapped_column(StoredJson(is_detail=True))
     deadline_at: Mapped[dt.datetime | None] = mapped_column(UtcDateTime)
     poll_interval: Mapped[float | None] = mapped_column(Float(53))
     start_timeout: Mapped[float | None] = mapped_column(Float(53))
-    submit_baseline: Mapped[str | None] = mapped_column(Text)
-    resubmit: Mapped[dict[str, int] | None] = mapped_column(_Json)
+    submit_baseline: Mapped[str | None] = mapped_column(StoredText())
+    resubmit: Mapped[dict[str, int] | None] = mapped_column(StoredJson())
 
     __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_abstract": True}  # noqa: RUF012  # SQLAlchemy's form
 

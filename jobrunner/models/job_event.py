@@ -2,11 +2,11 @@
 
 import datetime as dt
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jobrunner.database import Base
-from jobrunner.sqltypes import StateType, UtcDateTime, db_now
+from jobrunner.sqltypes import StateType, StoredText, UtcDateTime, db_now
 from jobrunner.states import JobState
 
 BigId = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up by itself only on INTEGER
@@ -23,8 +23,8 @@ class JobEvent(Base):
     at: Mapped[dt.datetime] = mapped_column(UtcDateTime, server_default=db_now())
     from_state: Mapped[JobState | None] = mapped_column(StateType)
     to_state: Mapped[JobState] = mapped_column(StateType)
-    actor: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str | None] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(StoredText())
+    reason: Mapped[str | None] = mapped_column(StoredText())
 
     def __repr__(self) -> str:
         return f"<JobEvent {self.at} job={self.job_id} {self.from_state} -> {self.to_state} by {self.actor}>"

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, RowMapping, Select, Update, bindparam, func, 
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobrunner.sqltypes import db_now
-from jobrunner.statements.given import json_of, plain
+from jobrunner.statements.given import json_of
 from jobrunner.statements.table import (
     Claim,
     actor_of,
@@ -111,9 +111,9 @@ def end(
     """
     job, _ = tables()
     guard = [] if external_id is None else [job.c.external_id == external_id]
-    message, seen = plain(message), {"external_state": external_state, "detail": detail}
+    seen = {"external_state": external_state, "detail": detail}
     values = {"end_date": db_now(), "message": message} | {
-        key: plain(value) for key, value in seen.items() if value is not None
+        key: value for key, value in seen.items() if value is not None
     }
     return _transition(conn, claim, state, message, guard, values)
 

@@ -1,12 +1,15 @@
 """Rows and values as parameters: many rows in one, and each value as both databases can hold it."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Text, bindparam, func, literal_column
 from sqlalchemy.dialects.postgresql import JSONB
+
+from jobrunner.text import TEXT_MOST, flaw_in, storable_detail, storable_json
+
+_LONG, _LONG_ROW = TEXT_MOST, 1_000
 
 
 def given_rows(dialect: str, names: Sequence[str], kinds: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -29,24 +32,17 @@ def given_rows(dialect: str, names: Sequence[str], kinds: Mapping[str, Any]) -> 
 
 
 def json_of(rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as JSON that both databases take, whatever a backend has put into its detail."""
+    """Return rows as JSON that both databases take, whatever a backend has said."""
     try:
         text = json.dumps(rows, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         text = ""
-    if not text or "\\u0000" in text:  # which PostgreSQL refuses: one row must not spoil all others
-        text = json.dumps(plain(rows), ensure_ascii=False)
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    # A walk through all of it would cost three times as much as this, and is hardly ever needed.
+    if not text or "\\u0000" in text or len(text) > _LONG + _LONG_ROW * len(rows) or flaw_in(text) is not None:
+        plain = [[_bounded(each) for each in row] for row in rows]
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    return text
 
 
-def plain(value: Any) -> Any:
-    """Return a value as both databases can hold it: a text is one, and all else has a form in JSON."""
-    if isinstance(value, str):
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
-    if isinstance(value, Mapping):
-        return {plain(str(key)): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return plain(str(value))
+def _bounded(value: Any) -> Any:
+    return storable_detail(value) if isinstance(value, Mapping) else storable_json(value)

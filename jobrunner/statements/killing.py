@@ -7,6 +7,7 @@ from sqlalchemy import (
     RowMapping,
     case,
     func,
+    literal,
     select,
     update,
 )
@@ -36,8 +37,8 @@ def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | No
         update(job)
         .where(job.c.id == job_id, job.c.state.in_(LIVE))
         .values(
-            kill_requested_by=case((flag_is_new, by), else_=job.c.kill_requested_by),
-            kill_reason=case((flag_is_new, reason), else_=job.c.kill_reason),
+            kill_requested_by=case((flag_is_new, literal(by, job.c.kill_requested_by.type)), else_=job.c.kill_requested_by),
+            kill_reason=case((flag_is_new, literal(reason, job.c.kill_reason.type)), else_=job.c.kill_reason),
             kill_requested_at=func.coalesce(job.c.kill_requested_at, db_now()),
         )
     )

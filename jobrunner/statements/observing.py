@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, bindparam, func
 from sqlalchemy.dialects.postgresql import JSONB
 
-from jobrunner.statements.given import json_of, plain
+from jobrunner.statements.given import json_of
 from jobrunner.statements.table import Claim, is_one, of_given, owned, tables
 
 
@@ -50,4 +50,4 @@ def _observe_many(dialect: str) -> Any:
 
 def tell(conn: Connection, claim: Claim, message: str, detail: Mapping[str, Any]) -> bool:
     """Write what a running job says of itself; False when the claim no longer stands."""
-    return is_one(conn, owned(claim).values(message=plain(message), detail=plain(detail)))
+    return is_one(conn, owned(claim).values(message=message, detail=dict(detail)))

@@ -15,7 +15,6 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from jobrunner.sqltypes import db_now
-from jobrunner.statements.given import plain
 from jobrunner.statements.table import (
     LIVE,
     PROTOCOL,
@@ -178,4 +177,4 @@ def resubmit(
 def say_unsubmitted(conn: Connection, claim: Claim, message: str) -> bool:
     """Write why a job that is being submitted has no external id yet."""
     job, _ = tables()
-    return is_one(conn, owned(claim).where(job.c.external_id.is_(None)).values(message=plain(message)))
+    return is_one(conn, owned(claim).where(job.c.external_id.is_(None)).values(message=message))

@@ -303,10 +303,10 @@ def _event_facts(
     changed: Any, before: JobState | None, after: JobState | None, actor: str, reason: str | None
 ) -> list[Any]:
     _, job_event = tables()
-    state = job_event.c.from_state.type
-    why = changed.message if reason is None else literal(reason)
+    state, words = job_event.c.from_state.type, job_event.c.reason.type
+    why = changed.message if reason is None else literal(reason, words)
     now_in = changed.state if after is None else literal(after, state)
-    return [changed.id, db_now(), literal(before, state), now_in, literal(actor), why]
+    return [changed.id, db_now(), literal(before, state), now_in, literal(actor, words), why]
 
 
 def actor_of(runner_id: str) -> str:

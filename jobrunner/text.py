@@ -1,0 +1,175 @@
+"""Text and JSON as both databases can hold them: the one door for all words on their way to SQL.
+
+What comes from outside (messages, reasons, names of hosts and users) may hold what PostgreSQL refuses: NUL,
+unpaired surrogates, numbers that JSON does not have, a text longer than its column. A write must not fail
+for that, so it is made storable here, visibly. What must stay exact (a `spec`, an external id) is checked
+with `flaw_in` where it is given, and refused.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+TEXT_MOST = 65_536
+"""The most characters that a message, a reason or any other text of others keeps."""
+DETAIL_MOST = 65_536
+"""The most characters, about, that a job's `detail` keeps."""
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_DEPTH_MOST = 100
+_BITS_MOST = 4_000  # PostgreSQL takes longer numbers, Python refuses to print those over 4,300 digits
+_PART_MOST = 4_000  # characters of one value in a detail that is too large
+
+
+def text_of(value: object) -> str:
+    """Return `str(value)`, whatever its own code does: an error's `__str__` may raise, too."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    try:
+        text = str(value)
+    except BaseException:  # noqa: BLE001  # others' code: there is always something to be shown
+        return f"<{type(value).__name__} without a text>"
+    return str.__str__(text)
+
+
+def storable(value: object, most: int | None = TEXT_MOST) -> str:
+    """Return a text that both databases can hold, of at most `most` characters.
+
+    A byte that was not UTF-8 (in an argument, a file's name) is shown as `\\xff`; NUL and an unpaired
+    surrogate become U+FFFD; what is too long ends in an ellipsis.
+    """
+    text = value if type(value) is str else text_of(value)
+    if not text.isascii():
+        text = _SURROGATE.sub(_escaped, text)
+    if "\0" in text:
+        text = text.replace("\0", _REPLACEMENT)
+    return text if most is None or len(text) <= most else text[: most - 1] + _ELLIPSIS
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    # Python's own form of a byte that could not be decoded (`surrogateescape`).
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else _REPLACEMENT  # noqa: PLR2004
+
+
+def storable_json(value: Any, most: int | None = TEXT_MOST) -> Any:
+    """Return a value as JSON that both databases can hold; a text in it has at most `most` characters."""
+    return value if _size(value, most) is not None else _plain(value, most)
+
+
+def storable_detail(value: object) -> dict[str, Any]:
+    """Return what a backend gave as a detail, as a bounded JSON object."""
+    if not isinstance(value, Mapping):
+        value = {"detail": value}
+    size = _size(value, TEXT_MOST)
+    if size is not None and size <= DETAIL_MOST and type(value) is dict:
+        return value
+    plain: dict[str, Any] = _plain(value, TEXT_MOST)
+    if (_size(plain, None) or 0) <= DETAIL_MOST:
+        return plain
+    return _shortened(plain)
+
+
+def _shortened(detail: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what fits of a detail that is too large, and how much does not."""
+    kept: dict[str, Any] = {}
+    room = DETAIL_MOST
+    for key, value in detail.items():
+        part = value if (_size(value, None) or 0) <= _PART_MOST else storable(value, _PART_MOST)
+        room -= len(key) + (_size(part, None) or 0)
+        if room < 0:
+            kept[_ELLIPSIS] = f"{len(detail) - len(kept)} more left out: the detail is too large"
+            break
+        kept[storable(key, _PART_MOST)] = part
+    return kept
+
+
+def _size(value: Any, most: int | None, depth: int = 0) -> int | None:
+    """Return about how long a value is as JSON; None: it is not JSON that can be stored as it is.
+
+    It is asked for each look at each job: so a non-ASCII text, too, is left to the slower `_plain`.
+    """
+    kind = type(value)
+    if kind is str:
+        if "\0" in value or (most is not None and len(value) > most):
+            return None
+        return len(value) + 2 if value.isascii() or _SURROGATE.search(value) is None else None
+    if value is None or kind is bool:
+        return 4
+    if kind is int:
+        return 8 if value.bit_length() <= _BITS_MOST else None
+    if kind is float:
+        return 8 if math.isfinite(value) else None
+    if (kind is not dict and kind is not list) or depth >= _DEPTH_MOST:
+        return None
+    total = 2
+    for each in value:
+        size = _size(each, most, depth + 1) if kind is list or type(each) is str else None
+        if size is not None and kind is dict:
+            below = _size(value[each], most, depth + 1)
+            size = None if below is None else size + below
+        if size is None:
+            return None
+        total += size + 2
+    return total
+
+
+def _plain(value: Any, most: int | None, depth: int = 0) -> Any:
+    if isinstance(value, str):
+        return storable(value, most)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if value.bit_length() <= _BITS_MOST else f"a number of {value.bit_length()} bits"
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, Mapping | list | tuple):
+        try:
+            return _plain_container(value, most, depth)
+        except Exception as error:  # noqa: BLE001  # others' containers: there is always something to be shown
+            return f"<{type(value).__name__} that cannot be read: {type(error).__name__}>"
+    return storable(value, most)
+
+
+def _plain_container(value: Any, most: int | None, depth: int) -> Any:
+    if depth >= _DEPTH_MOST:  # or it holds itself
+        return _ELLIPSIS
+    if isinstance(value, Mapping):
+        return {storable(key, most): _plain(each, most, depth + 1) for key, each in value.items()}
+    return [_plain(each, most, depth + 1) for each in value]
+
+
+def flaw_in(value: object) -> str | None:
+    """Return why a JSON-like value cannot be stored exactly, and where; None: it can."""
+    return next(_flaws(value, "", 0), None)
+
+
+def _flaws(value: object, path: str, depth: int) -> Iterator[str]:
+    place = f" at {storable(path)}" if path else ""
+    if isinstance(value, str):
+        if "\0" in value:
+            yield f"a NUL character{place}"
+        elif not value.isascii() and _SURROGATE.search(value) is not None:
+            yield f"text that is not valid Unicode{place}"
+    elif isinstance(value, Mapping | list | tuple):
+        if depth >= _DEPTH_MOST:
+            yield f"more than {_DEPTH_MOST} levels{place}"
+            return
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if isinstance(value, Mapping):
+                yield from _flaws(key, path, depth)
+                inner = f"{path}.{key}" if path else text_of(key)
+            else:
+                inner = f"{path}[{key}]"
+            yield from _flaws(each, inner, depth + 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"the number {value}{place}, which JSON does not have"
+    elif isinstance(value, int):
+        if value.bit_length() > _BITS_MOST:
+            yield f"a number of {value.bit_length()} bits{place}"
+    elif value is not None:
+        yield f"a value of type {type(value).__name__}{place}, which JSON does not have"
