@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
+from jobrunner.text import storable
+
 Standing = Literal["alive", "dead", "unknown"]
 
 _LINUX = sys.platform == "linux"
@@ -31,7 +33,7 @@ _PS_COLUMNS = "pid=,ppid=,stat=,lstart="
 
 def hostname() -> str:
     """Return the host's name as it calls itself."""
-    return socket.gethostname()
+    return storable(socket.gethostname(), 250)
 
 
 def unixname() -> str:

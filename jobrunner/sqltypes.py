@@ -1,4 +1,4 @@
-"""The types of our columns: time in UTC, text and JSON as both databases can hold them; and the database's clock."""
+"""The types of our columns: UTC, text and JSON that both databases can hold; and the database's clock."""
 
 import datetime as dt
 import re

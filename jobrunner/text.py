@@ -36,9 +36,9 @@ def text_of(value: object) -> str:
 
 
 def storable(value: object, most: int | None = TEXT_MOST) -> str:
-    """Return a text that both databases can hold, of at most `most` characters.
+    r"""Return a text that both databases can hold, of at most `most` characters.
 
-    A byte that was not UTF-8 (in an argument, a file's name) is shown as `\\xff`; NUL and an unpaired
+    A byte that was not UTF-8 (in an argument, a file's name) is shown as `\xff`; NUL and an unpaired
     surrogate become U+FFFD; what is too long ends in an ellipsis.
     """
     text = value if type(value) is str else text_of(value)
@@ -90,36 +90,36 @@ def _shortened(detail: Mapping[str, Any]) -> dict[str, Any]:
 def _size(value: Any, most: int | None, depth: int = 0) -> int | None:
     """Return about how long a value is as JSON; None: it is not JSON that can be stored as it is.
 
-    It is asked for each look at each job: so a non-ASCII text, too, is left to the slower `_plain`.
+    It is asked for each look at each job: so it looks at exact types, and leaves all others to `_plain`.
     """
     kind = type(value)
     if kind is str:
-        if "\0" in value or (most is not None and len(value) > most):
-            return None
-        return len(value) + 2 if value.isascii() or _SURROGATE.search(value) is None else None
-    if value is None or kind is bool:
-        return 4
+        return len(value) + 2 if value == storable(value, most) else None
+    if kind is dict or kind is list:
+        return _size_of_container(value, most, depth) if depth < _DEPTH_MOST else None
     if kind is int:
         return 8 if value.bit_length() <= _BITS_MOST else None
     if kind is float:
         return 8 if math.isfinite(value) else None
-    if (kind is not dict and kind is not list) or depth >= _DEPTH_MOST:
-        return None
+    return 4 if value is None or kind is bool else None
+
+
+def _size_of_container(value: Any, most: int | None, depth: int) -> int | None:
     total = 2
-    for each in value:
-        size = _size(each, most, depth + 1) if kind is list or type(each) is str else None
-        if size is not None and kind is dict:
-            below = _size(value[each], most, depth + 1)
-            size = None if below is None else size + below
+    for each in value.values() if type(value) is dict else value:
+        size = _size(each, most, depth + 1)
         if size is None:
             return None
         total += size + 2
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str or key != storable(key, most):
+                return None
+            total += len(key) + 2
     return total
 
 
 def _plain(value: Any, most: int | None, depth: int = 0) -> Any:
-    if isinstance(value, str):
-        return storable(value, most)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -148,28 +148,38 @@ def flaw_in(value: object) -> str | None:
 
 
 def _flaws(value: object, path: str, depth: int) -> Iterator[str]:
-    place = f" at {storable(path)}" if path else ""
-    if isinstance(value, str):
-        if "\0" in value:
-            yield f"a NUL character{place}"
-        elif not value.isascii() and _SURROGATE.search(value) is not None:
-            yield f"text that is not valid Unicode{place}"
-    elif isinstance(value, Mapping | list | tuple):
+    if isinstance(value, Mapping | list | tuple):
         if depth >= _DEPTH_MOST:
-            yield f"more than {_DEPTH_MOST} levels{place}"
-            return
-        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
-            if isinstance(value, Mapping):
+            yield f"more than {_DEPTH_MOST} levels{_at(path)}"
+        elif isinstance(value, Mapping):
+            for key, each in value.items():
                 yield from _flaws(key, path, depth)
-                inner = f"{path}.{key}" if path else text_of(key)
-            else:
-                inner = f"{path}[{key}]"
-            yield from _flaws(each, inner, depth + 1)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"the number {value}{place}, which JSON does not have"
-    elif isinstance(value, int):
-        if value.bit_length() > _BITS_MOST:
-            yield f"a number of {value.bit_length()} bits{place}"
-    elif value is not None:
-        yield f"a value of type {type(value).__name__}{place}, which JSON does not have"
+                yield from _flaws(each, f"{path}.{text_of(key)}" if path else text_of(key), depth + 1)
+        else:
+            for number, each in enumerate(value):
+                yield from _flaws(each, f"{path}[{number}]", depth + 1)
+        return
+    flaw = _flaw_of_text(value) if isinstance(value, str) else _flaw_of_scalar(value)
+    if flaw is not None:
+        yield flaw + _at(path)
+
+
+def _at(path: str) -> str:
+    return f" at {storable(path, 200)}" if path else ""
+
+
+def _flaw_of_text(value: str) -> str | None:
+    if "\0" in value:
+        return "a NUL character"
+    is_valid = value.isascii() or _SURROGATE.search(value) is None
+    return None if is_valid else "text that is not valid Unicode"
+
+
+def _flaw_of_scalar(value: object) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}, which is not a JSON number,"
+    if isinstance(value, int) and value.bit_length() > _BITS_MOST:
+        return f"a number of {value.bit_length()} bits"
+    if value is None or isinstance(value, int | float):
+        return None
+    return f"a value of type {type(value).__name__}, which JSON does not have,"

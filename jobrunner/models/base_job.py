@@ -14,7 +14,15 @@ from sqlalchemy.orm.attributes import set_committed_value
 from jobrunner import identity, queries, registry, statements
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.database import Base
-from jobrunner.errors import DatabaseError, JobNotFound, NotOwner, UsageError, WaitTimeout, error_of_end
+from jobrunner.errors import (
+    DatabaseError,
+    JobNotFound,
+    NotOwner,
+    SpecError,
+    UsageError,
+    WaitTimeout,
+    error_of_end,
+)
 from jobrunner.heartbeat import check_grace, check_rate
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import kill_message
@@ -25,9 +33,12 @@ from jobrunner.resources import NONE
 from jobrunner.settings import get_settings
 from jobrunner.sqltypes import StateType, StoredJson, StoredText, UtcDateTime, db_now
 from jobrunner.states import JobState
+from jobrunner.text import flaw_in
 
 log = get_logger(__name__)
 
+LABEL_MOST = 250
+"""The most characters of a name, and of other labels."""
 FILLFACTOR = 50
 """Percent of a page that inserts fill on PostgreSQL: the rest lets a beat stay on its page (HOT)."""
 
@@ -204,6 +215,21 @@ class BaseJob(Base):
     def _is_aware(self, key: str, value: Any) -> Any:
         if isinstance(value, dt.datetime) and value.tzinfo is None:
             raise UsageError(f"The {key} {value} has no time zone: give an aware datetime, such as in UTC.")
+        return value
+
+    @validates("job_type", "name", "dag_id", "connection", "key")
+    def _fits(self, key: str, value: Any) -> Any:
+        if isinstance(value, str) and len(value) > LABEL_MOST:
+            raise UsageError(f"A {key} of {len(value)} characters is too long: give at most {LABEL_MOST}.")
+        return value
+
+    @validates("spec", "external_id")
+    def _is_exact(self, key: str, value: Any) -> Any:
+        flaw = flaw_in(value)
+        if flaw is not None:
+            raise SpecError(
+                f"The {key} cannot be stored as it is: it holds {flaw}. Remove that, or encode it."
+            )
         return value
 
     def __repr__(self) -> str:

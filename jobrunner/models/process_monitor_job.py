@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from jobrunner.errors import SpecError
 from jobrunner.models.monitor_job import MonitorJob
 from jobrunner.statements import PROTOCOL
+from jobrunner.text import storable
 
 
 class ProcessMonitorJob(MonitorJob):
@@ -44,7 +45,7 @@ class ProcessMonitorJob(MonitorJob):
         )
         # jobrunner 0.1 knows neither that the work belongs to a user, nor where its records are.
         kwargs.setdefault("needs", PROTOCOL)
-        kwargs.setdefault("name", os.path.basename(spec.command[0])[:250])  # noqa: PTH119
+        kwargs.setdefault("name", storable(os.path.basename(spec.command[0]), 250))  # noqa: PTH119
         super().__init__(executor, heartrate, spec=spec.model_dump(exclude_none=True), **kwargs)
 
 

@@ -38,7 +38,12 @@ def json_of(rows: Sequence[Sequence[Any]]) -> str:
     except (TypeError, ValueError, RecursionError):
         text = ""
     # A walk through all of it would cost three times as much as this, and is hardly ever needed.
-    if not text or "\\u0000" in text or len(text) > _LONG + _LONG_ROW * len(rows) or flaw_in(text) is not None:
+    if (
+        not text
+        or "\\u0000" in text
+        or len(text) > _LONG + _LONG_ROW * len(rows)
+        or flaw_in(text) is not None
+    ):
         plain = [[_bounded(each) for each in row] for row in rows]
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     return text

@@ -32,13 +32,15 @@ def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | No
     None: there is no such job. Whoever set the flag first stands as the one who did.
     """
     job, _ = tables()
-    flag_is_new = job.c.kill_requested_at.is_(None)
+    flag_is_new, words = job.c.kill_requested_at.is_(None), job.c.kill_reason.type
     conn.execute(
         update(job)
         .where(job.c.id == job_id, job.c.state.in_(LIVE))
         .values(
-            kill_requested_by=case((flag_is_new, literal(by, job.c.kill_requested_by.type)), else_=job.c.kill_requested_by),
-            kill_reason=case((flag_is_new, literal(reason, job.c.kill_reason.type)), else_=job.c.kill_reason),
+            kill_requested_by=case(
+                (flag_is_new, literal(by, job.c.kill_requested_by.type)), else_=job.c.kill_requested_by
+            ),
+            kill_reason=case((flag_is_new, literal(reason, words)), else_=job.c.kill_reason),
             kill_requested_at=func.coalesce(job.c.kill_requested_at, db_now()),
         )
     )
