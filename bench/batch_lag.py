@@ -11,7 +11,8 @@ from bench.report import Row
 from jobrunner.backends.base import Backend, Observation, Patience
 from jobrunner.backends.batch import BatchClient
 from jobrunner.backends.batch.backend import DESCRIBE_MOST
-from jobrunner.poller import Answer, Poller
+from jobrunner.backends.checks import Answer
+from jobrunner.poller import Poller
 from jobrunner.states import Phase
 
 INTERVAL_S = 10.0

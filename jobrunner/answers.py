@@ -9,13 +9,15 @@ from sqlalchemy import Connection
 
 from jobrunner import statements
 from jobrunner.backends.base import Gone, Observation
+from jobrunner.backends.checks import Answer
 from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s, utcnow
+from jobrunner.errors import DatabaseError, DatabaseRefused, words_of
 from jobrunner.heartbeat import lost_because
+from jobrunner.judging import interval_of, judged
 from jobrunner.logs import get_logger
 from jobrunner.outcome import is_lost
 from jobrunner.owned import OwnedJob, Shown
-from jobrunner.poller import Answer
 from jobrunner.retry import Retry
 from jobrunner.statements import Claim, Sight
 
@@ -29,6 +31,8 @@ _GATHER_S = 0.1  # what is to be shown within this time is written together
 _MANY = 50  # rows within that time: a sweep is under way, and more are about to come ...
 _MORE_S = 0.4  # ... within this: each statement has its cost, a commit on SQLite the most
 _CHUNK = 1_000  # rows a statement: it keeps SQLite's only writer for about 20 ms
+_SIZE_MOST = 4_000_000  # characters a statement, about: a few rows may be as long as thousands of others
+_DETAIL_SIZE = 100  # characters of one field of a detail, about
 _LOCKED_S = 1.0  # until a row that somebody held locked is tried again
 
 
@@ -64,7 +68,7 @@ class Answers:
 
     def _on_seen(self, owned: OwnedJob, observation: Observation) -> None:
         if owned.job is not None:
-            observation = owned.job.judge(observation)
+            observation = judged(owned.job, observation)
         owned.was_seen(observation)
         if observation.phase.is_final:
             self._runner.conclude(owned, observation)
@@ -74,7 +78,7 @@ class Answers:
         self._showing.show(owned, shown if trouble is None else shown.uncancelled(trouble))
         self._runner.cancelling.on_look(owned, shown)
         if owned.job is not None:
-            interval_s = owned.job.look_interval_s(monotonic_s() - owned.taken_s)
+            interval_s = interval_of(owned.job, monotonic_s() - owned.taken_s)
             if interval_s is not None:
                 owned.channel.poller.pace(owned.job_id, interval_s)
 
@@ -138,6 +142,10 @@ class Showing:
                     await self._write_some(some)
                     most, retry = min(2 * most, _CHUNK), self._retry()
                 except Exception as error:  # noqa: BLE001  # the database's, or of what a backend said
+                    is_outage = isinstance(error, DatabaseError) and not isinstance(error, DatabaseRefused)
+                    if len(some) == 1 and not is_outage:
+                        self._drop(some, error)
+                        continue
                     if retry.count == 0:
                         log.warning("what jobs show cannot be written yet", jobs=len(some), error=error)
                     for owned in some:
@@ -145,19 +153,33 @@ class Showing:
                     # Smaller and smaller, and those at the end of the line: so one row that is refused,
                     # for whatever reason, comes to be tried alone, and keeps back no other.
                     most = max(1, len(some) // 2)
-                    await retry.pause()
+                    if is_outage:
+                        await retry.pause()
         finally:
             self._writer = None
+
+    @staticmethod
+    def _drop(some: dict[OwnedJob, Shown], error: Exception) -> None:
+        """Show no more of what was refused for its content: it would be refused again."""
+        for owned, shown in some.items():
+            log.error("what a job shows is refused", job=owned.job_id, error=words_of(error))
+            owned.shown = shown
+            if owned.to_show is shown:
+                owned.to_show = None
 
     def _retry(self) -> Retry:
         return Retry(most_s=self._runner.database.settings.heartrate)
 
     def _take(self, most: int) -> dict[OwnedJob, Shown]:
         some: dict[OwnedJob, Shown] = {}
+        size = 0
         for owned in list(islice(self._waiting.values(), most)):
+            if size > _SIZE_MOST:
+                break
             del self._waiting[owned.job_id]
             if owned.to_show is not None and not (owned.over or owned.concluding):
                 some[owned] = owned.to_show
+                size += len(owned.to_show.message or "") + _DETAIL_SIZE * len(owned.to_show.detail)
         return some
 
     async def _write_some(self, some: dict[OwnedJob, Shown]) -> None:

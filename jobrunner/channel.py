@@ -1,28 +1,33 @@
 """One connection as a runner uses it: its backend, its poller, and cancellations sent in bulk."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
-from jobrunner.backends.base import Backend, Gone, Observation, Patience, patience_of
+from jobrunner import unexpected
+from jobrunner.backends.base import Backend, Gone, Observation
+from jobrunner.backends.calls import end_or_leave
+from jobrunner.backends.checks import Answer
+from jobrunner.backends.guarded import guarded
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import BackendError, words_of
+from jobrunner.errors import words_of
 from jobrunner.logs import get_logger
-from jobrunner.poller import Answer, Poller
+from jobrunner.poller import Poller
 from jobrunner.retry import Retry
 
 log = get_logger(__name__)
 
-_T = TypeVar("_T")
-
 _GATHER_S = 0.02  # cancellations wished within this time travel together
 _CANCELS_AT_ONCE = 4
+_REFUSED_MOST = 10_000  # ids of which it is remembered how often a cancellation that held them failed
 _CLOSE_S = 5.0  # a backend that hangs must not keep a runner from ending
 _EVENTS_A_TURN = 100  # then others have theirs: a backend may have many events at hand
 _TURN_S = 0.01
 _EVENTS_AGAIN_S = 1.0  # before a stream of events that has ended is opened again, and twice that, and so on
+_POLLERS_MOST = 5  # in succession: one that crashes again and again is not started any more
+_POLLER_RUNS_WELL_S = 600.0
 
 
 @dataclass(slots=True)
@@ -43,20 +48,21 @@ class Channel:
         on_health: Callable[["Channel", bool, str], None],
     ) -> None:
         self.name = name
-        self.backend = backend
-        self.patience: Patience = patience_of(backend)
+        self.backend = guarded(backend, name)
+        self.patience = self.backend.patience
         self.trouble: str | None = None
         """Why the connection cannot be read now; None: it can."""
         self._on_health = on_health
-        self.poller = Poller(backend, on_answer, name=name, on_health=self._on_change)
-        self._polling = asyncio.create_task(self.poller.run(), name=f"poll {name}")
-        self._polling.add_done_callback(self._on_polled)
+        self.poller = Poller(self.backend, on_answer, name=name, on_health=self._on_change)
+        self._is_closed = False
+        self._crashes = Retry(first_s=0.1)
+        self._poll()
         self._is_deaf = False
         self._listening: asyncio.Task[None] | None = None
-        events = getattr(backend, "events", None)
-        if events is not None:
-            self._listening = asyncio.create_task(self._listen(events), name=f"events {name}")
+        if self.backend.has_events:
+            self._listening = asyncio.create_task(self._listen(), name=f"events {name}")
         self._wishes: dict[str, _Wish] = {}
+        self._refused: OrderedDict[str, int] = OrderedDict()
         self._asking: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(_CANCELS_AT_ONCE)
 
@@ -64,19 +70,37 @@ class Channel:
         self.trouble = None if good else message
         self._on_health(self, good, message)
 
+    def _poll(self) -> None:
+        self._polling_since_s = monotonic_s()
+        self._polling = asyncio.create_task(self.poller.run(), name=f"poll {self.name}")
+        self._polling.add_done_callback(self._on_polled)
+
     def _on_polled(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
-        if error is not None:  # the jobs fall silent, as their poller did, and others take them
-            log.error("the poller crashed", connection=self.name, error=error, exc_info=error)
+        if error is None:
+            return
+        unexpected.note("a poller crashed", error, connection=self.name)
+        if monotonic_s() - self._polling_since_s > _POLLER_RUNS_WELL_S:
+            self._crashes = Retry(first_s=0.1)
+        if self._is_closed:
+            return
+        if self._crashes.count < _POLLERS_MOST:
+            asyncio.get_running_loop().call_later(self._crashes.next_s(), self._poll_again)
+        else:  # the jobs fall silent, as their poller did, and others take them
+            self._on_change(good=False, message=f"the watching crashed: {words_of(error)}")
 
-    async def _listen(self, events: Callable[[], AsyncIterator[str]]) -> None:
-        """Hurry the jobs of which the backend hears, for ever. Trouble here is none in the watching."""
+    def _poll_again(self) -> None:
+        if not self._is_closed:
+            self._poll()
+
+    async def _listen(self) -> None:
+        """Hurry the jobs of which the backend hears, until closed. Trouble here is none in the watching."""
         task = asyncio.current_task()
         retry = Retry(first_s=_EVENTS_AGAIN_S)
-        while True:
+        while not self._is_closed:  # its cancellation may have been swallowed
             trouble: str | None = None  # one that ends without an error has nothing to tell, for now
             try:
-                await self._hear(events())
+                await self._hear()
             except asyncio.CancelledError:
                 if task is None or task.cancelling():
                     raise
@@ -90,35 +114,17 @@ class Channel:
                 log.warning("events are not heard", connection=self.name, error=trouble)
             await retry.pause()
 
-    async def _hear(self, stream: AsyncIterator[str]) -> None:
+    async def _hear(self) -> None:
         count = 0
-        try:
+        async with aclosing(self.backend.events()) as stream:
             async for external_id in stream:
                 if self._is_deaf:
                     self._is_deaf = False
                     log.info("events are heard again", connection=self.name)
-                if isinstance(external_id, str):
-                    self.poller.hurry_external(external_id)
+                self.poller.hurry_external(external_id)
                 count += 1
                 if count % _EVENTS_A_TURN == 0:
                     await asyncio.sleep(_TURN_S)
-        finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
-
-    async def ask(self, call: Awaitable[_T]) -> _T:
-        """Await a call to the backend within its patience; raises what it raises, or `BackendError`."""
-        task = asyncio.current_task()
-        try:
-            async with asyncio.timeout(self.patience.call_s):
-                return await call
-        except TimeoutError as error:
-            raise BackendError(str(error) or f"no answer within {self.patience.call_s:g} s") from error
-        except asyncio.CancelledError:
-            if task is not None and task.cancelling():
-                raise
-            raise BackendError("the call was cancelled from within") from None
 
     async def cancel(self, external_id: str, reason: str) -> str | None:
         """Ask the backend to end one job, together with others that are wished now.
@@ -135,43 +141,57 @@ class Channel:
                 self._start(self._gather())
         return await asyncio.shield(wish.trouble)  # others may wait for the same answer
 
-    async def take_back(self, external_id: str, reason: str) -> None:
-        """End a job that is no row's, and return when it was seen to have ended."""
+    async def take_back(self, external_id: str, reason: str, within_s: float | None = None) -> bool:
+        """End a job that is no row's; True when it was seen to have ended, False after `within_s` seconds."""
         retry = Retry(first_s=0.2)
-        while True:
+        give_up_s = None if within_s is None else monotonic_s() + within_s
+        while give_up_s is None or monotonic_s() < give_up_s:
             trouble = await self.cancel(external_id, reason)
             if trouble is not None:
                 log.warning("cancel not taken", connection=self.name, external_id=external_id, error=trouble)
             with suppress(Exception):  # whatever a backend raises: it is looked at again
-                answer = (await self.ask(self.backend.fetch([external_id]))).get(external_id)
+                answer = (await self.backend.fetch([external_id]))[external_id]
                 if isinstance(answer, Observation) and answer.phase.is_final:
-                    return
+                    return True
                 if trouble is None and isinstance(answer, Gone):
-                    return
+                    return True
             await retry.pause()
+        return False
 
     async def _gather(self) -> None:
         await asyncio.sleep(_GATHER_S)
         wishes, self._wishes = self._wishes, {}
-        by_reason: dict[str, list[str]] = {}
+        together: dict[tuple[str, int], list[str]] = {}
         for external_id, wish in wishes.items():
-            by_reason.setdefault(wish.reason, []).append(external_id)
-        most = max(1, self.backend.bulk_limit)
-        for reason, ids in by_reason.items():
+            together.setdefault((wish.reason, self._refused.get(external_id, 0)), []).append(external_id)
+        for (reason, refusals), ids in together.items():
+            # Fewer and fewer of those that failed: so one that spoils every call comes to be asked for alone.
+            most = max(1, min(self.backend.bulk_limit, len(ids)) >> refusals)
             for start in range(0, len(ids), most):
                 batch = {each: wishes[each].trouble for each in ids[start : start + most]}
                 self._start(self._send(batch, reason))
 
     async def _send(self, batch: dict[str, asyncio.Future[str | None]], reason: str) -> None:
-        async with self._free:
-            try:
-                troubles = await self.ask(self.backend.cancel(list(batch), reason))
-                told = {each: trouble.message for each, trouble in troubles.items()}
-            except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is asked again
-                told = dict.fromkeys(batch, words_of(error))
-        for external_id, asked in batch.items():
-            if not asked.done():
-                asked.set_result(told.get(external_id))
+        troubles: dict[str, str] = dict.fromkeys(batch, "the runner is stopping")
+        try:
+            async with self._free:
+                troubles = await self.backend.cancel(list(batch), reason)
+            self._note(list(batch), failed=False)
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises: it is asked again
+            troubles = dict.fromkeys(batch, words_of(error))
+            self._note(list(batch), failed=True)
+        finally:  # nobody waits for an answer that does not come
+            for external_id, asked in batch.items():
+                if not asked.done():
+                    asked.set_result(troubles.get(external_id))
+
+    def _note(self, ids: Sequence[str], *, failed: bool) -> None:
+        for external_id in ids:
+            count = self._refused.pop(external_id, 0)
+            if failed:
+                self._refused[external_id] = min(count + 1, 16)
+        while len(self._refused) > _REFUSED_MOST:
+            self._refused.popitem(last=False)
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -184,18 +204,20 @@ class Channel:
 
     async def close(self) -> None:
         """End the watching and give the backend back; the work outside goes on."""
+        self._is_closed = True
         try:
             async with asyncio.timeout(_CLOSE_S):
                 while self._asking:
                     await asyncio.wait(self._asking)
-                if self._listening is not None:
-                    self._listening.cancel()
-                    await asyncio.wait([self._listening])
                 await self.poller.close()
-                await self.backend.close()
-        except Exception as error:  # noqa: BLE001  # whatever a backend raises, the others are closed
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others are closed
             log.warning("not closed well", connection=self.name, error=words_of(error))
         finally:
-            for task in (*self._asking, self._polling, self._listening):
-                if task is not None:
-                    task.cancel()
+            for task in (*self._asking, self._polling):
+                task.cancel()
+        try:
+            if self._listening is not None and not await end_or_leave(self._listening):
+                log.warning("events never end", connection=self.name)
+            await self.backend.close(_CLOSE_S)
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises, the others are closed
+            log.warning("not closed well", connection=self.name, error=words_of(error))

@@ -17,16 +17,19 @@ JobrunnerError
 ├── ClaimLost               the job is no longer ours: it was taken, ended or deleted
 ├── Released                the runner was stopped and gave its jobs back
 ├── WaitTimeout             the time to wait was over before the job was
+├── CodeError               a job class's own code raised what only ends a process
 └── BackendError            the outside system, as a backend reports it
     ├── SubmitRejected      it said no for good: nothing was made
     ├── Throttled           it said later: nothing was done
     ├── NotSent             the request did not reach it: nothing was done
     │   └── SubmitTooLate   the moment to send had passed
+    ├── BackendDefect       the backend's own code is wrong: see its message
     └── LogsUnavailable     there is no output to be read, and why
 """
 
 from jobrunner.known_secrets import without_secrets
 from jobrunner.states import JobState
+from jobrunner.text import storable
 
 
 class JobrunnerError(Exception):
@@ -116,6 +119,10 @@ class WaitTimeout(JobrunnerError):
     """The time to wait was over before the job was."""
 
 
+class CodeError(JobrunnerError):
+    """A job class's own code raised what only ends a process, such as SystemExit."""
+
+
 class BackendError(JobrunnerError):
     """The outside system did not answer as it should."""
 
@@ -143,6 +150,10 @@ class SubmitTooLate(NotSent):
     """The moment in which the job could safely be sent has passed; nothing was sent."""
 
 
+class BackendDefect(BackendError):
+    """The backend's own code is wrong: it raised what no backend may raise, or answered with a wrong type."""
+
+
 class LogsUnavailable(BackendError):
     """There is no output to be read."""
 
@@ -156,9 +167,10 @@ _ENDS: dict[JobState, tuple[type[JobEndedBadly], str]] = {
 
 def words_of(error: BaseException) -> str:
     """Return an error for a person: a backend's own words as they are, others after their kind."""
-    if isinstance(error, BackendError) and str(error):
-        return str(error)
-    return without_secrets(f"{type(error).__name__}: {error}".removesuffix(": "))
+    text = storable(error)
+    if isinstance(error, BackendError) and text:
+        return text
+    return without_secrets(f"{type(error).__name__}: {text}".removesuffix(": "))
 
 
 def error_of_end(job_id: int, state: JobState, message: str | None) -> JobEndedBadly | None:

@@ -3,16 +3,22 @@
 import asyncio
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from jobrunner.backends.base import Gone, Observation, RemoteError, patience_of
+from jobrunner.backends.base import Gone, Observation
+from jobrunner.backends.checks import Answer
+from jobrunner.backends.guarded import backend_of, guarded
 from jobrunner.errors import BackendError, JobFailed, error_of_end, words_of
+from jobrunner.judging import judged
 from jobrunner.models.rows import is_stored
 from jobrunner.settings import get_settings
 from jobrunner.states import JobState, Phase
 
 if TYPE_CHECKING:
     from jobrunner.models.monitor_job import MonitorJob
+
+_CLOSE_S = 5.0
 
 
 def poke(job: "MonitorJob") -> bool:
@@ -29,9 +35,9 @@ def poke(job: "MonitorJob") -> bool:
     return _is_done(job, _run(_look(job)))
 
 
-def _is_done(job: "MonitorJob", answer: Observation | Gone | RemoteError) -> bool:
+def _is_done(job: "MonitorJob", answer: Answer) -> bool:
     if isinstance(answer, Observation):
-        answer = job.judge(answer)
+        answer = judged(job, answer)
         if answer.phase in {Phase.FAILED, Phase.CANCELLED}:
             told = answer.message or answer.external_state
             raise JobFailed(f"{job.external_id} {answer.phase}: {told}", job_id=job.id)
@@ -41,39 +47,38 @@ def _is_done(job: "MonitorJob", answer: Observation | Gone | RemoteError) -> boo
     raise BackendError(answer.message)
 
 
-async def _look(job: "MonitorJob") -> Observation | Gone | RemoteError:
+async def _look(job: "MonitorJob") -> Answer:
     _, connection = get_settings().connection(job.connection, job.backend_kind)
-    backend = job.backend_behind(connection)
+    backend = guarded(backend_of(job, connection), job.connection or "")
     external_id = job.external_id or ""
     try:
-        async with asyncio.timeout(patience_of(backend).call_s):
-            answers = await backend.fetch([external_id])
-        return answers.get(external_id, RemoteError("not answered for"))
+        return (await backend.fetch([external_id]))[external_id]
     except BackendError:
         raise
     except Exception as error:
         raise BackendError(words_of(error)) from error
     finally:
-        await backend.close()
+        with suppress(Exception):  # the look was taken, or says what is wrong
+            await backend.close(_CLOSE_S)
 
 
-def _run(work: Coroutine[Any, Any, Observation | Gone | RemoteError]) -> Observation | Gone | RemoteError:
+def _run(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Run it here, or, where a loop runs here already, in a thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    found: list[Observation | Gone | RemoteError | Exception] = []
+    found: list[Answer | BaseException] = []
 
     def run() -> None:
         try:
             found.append(asyncio.run(work))
-        except Exception as error:  # noqa: BLE001  # it is raised where it was asked for
+        except BaseException as error:  # noqa: BLE001  # it is raised where it was asked for
             found.append(error)
 
     thread = threading.Thread(target=run, name="poke")
     thread.start()
     thread.join()
-    if isinstance(found[0], Exception):
+    if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from jobrunner.backends.base import Backend, Gone, Observation, RemoteError, patience_of
+from jobrunner.backends.base import Backend, RemoteError
+from jobrunner.backends.checks import Answer, seconds_of
+from jobrunner.backends.guarded import GuardedBackend, guarded
 from jobrunner.clock import monotonic_s
 from jobrunner.connection_health import ERROR_CAP_S, ConnectionHealth
 from jobrunner.due_queue import DueQueue, Watch
 from jobrunner.errors import Throttled, words_of
 from jobrunner.hearsay import Hearsay
 from jobrunner.logs import get_logger
-from jobrunner.states import Phase
-
-Answer = Observation | Gone | RemoteError
 
 log = get_logger(__name__)
 
@@ -59,7 +58,7 @@ class Poller:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | GuardedBackend,
         on_answer: Callable[[int, str, Answer], None],
         *,
         name: str = "",
@@ -68,13 +67,13 @@ class Poller:
         clock: Callable[[], float] = monotonic_s,
         random: random_module.Random | None = None,
     ) -> None:
-        self._backend = backend
+        self._backend = guarded(backend, name)
         self._on_answer = on_answer
         self._name = name
         self._concurrency = concurrency
         self._clock = clock
         self._random = random or random_module.Random()  # noqa: S311  # jitter, not a secret
-        self._call_s = patience_of(backend).call_s
+        self._call_s = self._backend.patience.call_s
         self._watches: dict[int, Watch] = {}
         self._queue: DueQueue[Watch] = DueQueue()
         self._hearsay = Hearsay(clock)
@@ -158,7 +157,7 @@ class Poller:
             async with asyncio.TaskGroup() as group:
                 while not self._closed:
                     if self._heard_in_s() <= 0:
-                        for watch in self._hearsay.take(max(1, self._backend.bulk_limit)):
+                        for watch in self._hearsay.take(self._backend.bulk_limit):
                             self.hurry(watch.job_id)
                     wait_s = self._wait_s()
                     if wait_s < _NOW_S:
@@ -228,7 +227,7 @@ class Poller:
         Halving is how one id that spoils every call it is in comes to be asked about alone.
         """
         batch: dict[str, list[Watch]] = {}
-        most = limit = max(1, self._backend.bulk_limit)
+        most = limit = self._backend.bulk_limit
         until_s = -math.inf
         while (watch := self._queue.first()) is not None:
             if not batch:
@@ -247,17 +246,10 @@ class Poller:
         task = asyncio.current_task()
         assert task is not None  # for the type checker
         try:
-            async with asyncio.timeout(self._call_s):
-                answers = _checked(await self._backend.fetch(list(call.batch)), call.batch)
-        except asyncio.CancelledError:
-            if task.cancelling():
-                raise
-            answers = _all_failed(call.batch, "the call was cancelled from within")
+            answers = await self._backend.fetch(list(call.batch))
         except Throttled as error:
             throttled = True
-            answers = _all_failed(call.batch, str(error), error.retry_after_s)
-        except TimeoutError as error:
-            answers = _all_failed(call.batch, str(error) or f"no answer within {self._call_s:g} s")
+            answers = _all_failed(call.batch, words_of(error), seconds_of(error.retry_after_s))
         except Exception as error:  # noqa: BLE001  # whatever a backend raises is an answer that did not come
             answers = _all_failed(call.batch, words_of(error))
         self._calls.pop(task, None)
@@ -314,19 +306,3 @@ class Poller:
 
 def _all_failed(ids: Iterable[str], message: str, retry_after_s: float | None = None) -> dict[str, Answer]:
     return dict.fromkeys(ids, RemoteError(message, retry_after_s))
-
-
-def _checked(answers: object, ids: Iterable[str]) -> dict[str, Answer]:
-    """Return an answer for each of `ids` and no other, whatever the backend returned."""
-    if not isinstance(answers, Mapping):
-        return _all_failed(ids, f"the backend answered with {type(answers).__name__}, not with a mapping")
-    missing = RemoteError("not answered for")
-    return {each: _checked_one(answers.get(each, missing)) for each in ids}
-
-
-def _checked_one(answer: object) -> Answer:
-    if isinstance(answer, (Gone, RemoteError)):
-        return answer
-    if isinstance(answer, Observation) and isinstance(answer.phase, Phase):
-        return answer
-    return RemoteError(f"the backend gave an answer of no known kind: {answer!r:.200}")

@@ -3,13 +3,16 @@
 import asyncio
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import RowMapping
 
 from jobrunner import identity, statements
-from jobrunner.backends.base import Backend, Found, Observation, patience_of
+from jobrunner.backends.base import Found, Observation
+from jobrunner.backends.checks import flaw_of_id
+from jobrunner.backends.guarded import GuardedBackend, backend_of, guarded
 from jobrunner.database import Database
 from jobrunner.errors import JobrunnerError, UsageError, words_of
 from jobrunner.models import MonitorJob
@@ -17,6 +20,7 @@ from jobrunner.models.base_job import object_of
 from jobrunner.states import JobState, Phase
 from jobrunner.worklist import WORKER
 
+_CLOSE_S = 5.0
 _AT_ONCE = 8  # questions to the outside
 
 
@@ -135,28 +139,30 @@ async def _prove(database: Database, row: RowMapping) -> _Proof:
     if not identity.can_serve(row["host_id"]) or row["host_uid"] not in {None, identity.uid()}:
         return _Proof(f"only {row['unixname']} on {row['hostname']} can see its process: ask from there")
     _, connection = database.settings.connection(row["connection"], job.backend_kind)
-    backend = job.backend_behind(connection)
+    backend = guarded(backend_of(job, connection), row["connection"] or "")
     try:
-        async with asyncio.timeout(patience_of(backend).call_s):
-            return await _ask(database, row, backend)
+        return await _ask(database, row, backend)
     except Exception as error:  # noqa: BLE001  # whatever a backend raises: nothing is proven
         return _Proof(f"the outside could not be asked ({words_of(error)})")
     finally:
-        await backend.close()
+        with suppress(Exception):  # whatever a backend raises: it was asked
+            await backend.close(_CLOSE_S)
 
 
-async def _ask(database: Database, row: RowMapping, backend: Backend) -> _Proof:
+async def _ask(database: Database, row: RowMapping, backend: GuardedBackend) -> _Proof:
     external_id, found_id = row["external_id"], None
     if external_id is None:
         more: dict[str, Any] = {}
-        if hasattr(backend, "baseline"):
+        if backend.has_baseline:
             more = {"baseline": row["submit_baseline"], "is_held": _held_by_others(database, row["id"])}
         since = row["submit_started_at"] or row["created_at"]
         found = await backend.find(row["spec"] or {}, row["submit_token"], since, **more)
         if not isinstance(found, Found):
             return _Proof("no work of it was found outside, which does not prove that there was none")
+        if flaw_of_id(found.external_id) is not None:
+            return _Proof(f"its work was found outside under an id that {flaw_of_id(found.external_id)}")
         external_id = found_id = found.external_id
-    answer = (await backend.fetch([external_id])).get(external_id)
+    answer = (await backend.fetch([external_id]))[external_id]
     if not isinstance(answer, Observation):
         return _Proof(f"{external_id} cannot be seen outside", found_id)
     if answer.phase is Phase.FAILED and (row["resubmit"] or {}).get(answer.cause, 0) > 0:

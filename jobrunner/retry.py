@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, DatabaseRefused
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -37,11 +37,14 @@ async def until_taken(write: Callable[[], Awaitable[_T]], what: str, most_s: flo
     """Try a write again and again until the database has taken it; that it does not is said once.
 
     `most_s`: seconds between two tries at most. Only for what changes nothing when it comes late, or twice.
+    Raises `DatabaseRefused` at once: the same values would be refused for ever.
     """
     retry = Retry(most_s=most_s)
     while True:
         try:
             return await write()
+        except DatabaseRefused:
+            raise
         except DatabaseError as error:
             if retry.count == 0:
                 log.warning("the database does not take it yet", what=what, error=error)

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import RowMapping
 
-from jobrunner import statements
+from jobrunner import statements, unexpected
 from jobrunner.answers import Answers
 from jobrunner.backends.base import Observation
+from jobrunner.backends.calls import contained
+from jobrunner.backends.guarded import backend_of
 from jobrunner.beats import Beats
 from jobrunner.cancelling import Cancelling
 from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s
+from jobrunner.crashes import Crashes
 from jobrunner.database import Database
 from jobrunner.database_threads import DatabaseThreads
 from jobrunner.ends import Ends
-from jobrunner.errors import ClaimLost, DatabaseError
+from jobrunner.errors import ClaimLost, DatabaseError, SettingsError
 from jobrunner.heartbeat import warn_of_skew
 from jobrunner.hooks import Hooks
 from jobrunner.logs import get_logger
@@ -67,6 +70,7 @@ class Runner:
         self._callbacks_database: Database | None = None
         self._answers = Answers(self)
         self._ends = Ends(self)
+        self._crashes = Crashes(self)
         self.cancelling = Cancelling(self, self._hooks, on_kill_s)
         self.beats = Beats(
             database,
@@ -182,9 +186,10 @@ class Runner:
     def _channel(self, job: "MonitorJob", connection: str | None) -> Channel:
         name, behind = self.database.settings.connection(connection, job.backend_kind)
         # A subclass that makes its backend as its base does shares the way to it: one poller a connection.
-        key = (getattr(job.make_backend, "__func__", type(job)), name, job.own_way())
+        with contained("own_way", SettingsError):
+            key = (getattr(job.make_backend, "__func__", type(job)), name, job.own_way())
         if key not in self._channels:
-            backend = job.backend_behind(behind)
+            backend = backend_of(job, behind)
             self._channels[key] = Channel(name, backend, self._answers.on_answer, self._answers.on_health)
         return self._channels[key]
 
@@ -259,6 +264,19 @@ class Runner:
         owned.is_watched = True
         self.cancelling.set_time(owned)  # where its time to start is over, the first look decides
         self.cancelling.heed(owned)
+
+    async def begin_again(self, owned: OwnedJob, row: RowMapping) -> None:
+        """Go on with a job after one of its steps crashed, from what its row says."""
+        owned.token, owned.external_id = row["submit_token"], row["external_id"]
+        owned.kill_seen = owned.kill_seen or row["kill_requested_at"] is not None
+        owned.cancellation.is_begun = owned.concluding = owned.is_watched = owned.is_ending = False
+        owned.cancellation.cause = row["cancel_cause"]
+        await self._begin(owned, row)
+
+    def finish(self, owned: OwnedJob, outcome: JobState | ClaimLost) -> None:
+        """Do nothing more for a job whose end was written, or is no longer ours to write."""
+        self._forget(owned)
+        owned.settle(outcome)
 
     def conclude(self, owned: OwnedJob, last: Observation | Verdict) -> None:
         """End a job by what was seen of it last, or submit it again where its policy wants that."""
@@ -375,11 +393,10 @@ class Runner:
             error = task.exception()
         if error is None:
             return
-        log.error("a step went wrong", job=owned and owned.job_id, error=error, exc_info=error)
-        if owned is not None:
-            # Not beaten for any more, it is found silent, and tried again by another runner.
-            self._forget(owned)
-            owned.settle(error)
+        if owned is None:
+            unexpected.note("a task of the runner crashed", error)
+        else:
+            self._crashes.after(owned, error)
 
     def _from_thread(self, do: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():

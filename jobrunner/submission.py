@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements
-from jobrunner.backends.base import SEND_WITHIN_S, Absent, Found, Unsure, sending_until
+from jobrunner.backends.base import SEND_WITHIN_S, Absent, Found, sending_until
+from jobrunner.backends.checks import flaw_of_id, seconds_of
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import BackendError, NotSent, SubmitRejected, Throttled, words_of
+from jobrunner.errors import BackendDefect, DatabaseRefused, NotSent, SubmitRejected, Throttled, words_of
 from jobrunner.heartbeat import lost_because
 from jobrunner.logs import get_logger
 from jobrunner.outcome import Verdict
@@ -22,6 +23,7 @@ from jobrunner.owned import OwnedJob
 from jobrunner.retry import Retry
 from jobrunner.statements import Claim
 from jobrunner.states import JobState
+from jobrunner.text import storable, text_of
 
 if TYPE_CHECKING:
     from jobrunner.runner import Runner
@@ -30,6 +32,9 @@ log = get_logger(__name__)
 
 _SLACK_S = 15.0  # beyond a call's own deadline, for the database's part of a step
 _RETRY_AFTER_MOST_S = 3600.0  # a server whose clock is wrong must not hold a job back for a year
+_DEFECTS_MOST = 5  # in succession: a backend that cannot prove a submission will not learn it by being asked
+_TAKE_BACK_S = 300.0  # how long work is watched to its end whose id cannot be stored
+_DOUBT_S = 30.0  # between two questions about the submission of a job that is to be killed, at most
 _LOOK_S = 1.0  # while it waits to try again: whether it is still wanted
 
 
@@ -48,6 +53,8 @@ class _Submission:
         self._host_id = identity.host_id() if owned.is_bound_here else None
         self._host_uid = identity.uid() if owned.is_bound_here else None
         self._said: str | None = None
+        self._defects = 0
+        """How often in succession the backend's own code failed to prove the submission."""
 
     async def run(self) -> Verdict | None:
         retry = Retry(first_s=0.2)
@@ -58,11 +65,10 @@ class _Submission:
             try:
                 verdict = await (self._find() if self._in_doubt else self._submit())
             except SubmitRejected as error:
-                return Verdict(JobState.FAILED, f"not accepted: {error}")
+                return Verdict(JobState.FAILED, f"not accepted: {words_of(error)}")
             except Throttled as error:
                 verdict = None
-                if error.retry_after_s is not None and error.retry_after_s > 0:  # which NaN is not
-                    asked_s = min(error.retry_after_s, _RETRY_AFTER_MOST_S)
+                asked_s = min(seconds_of(error.retry_after_s) or 0.0, _RETRY_AFTER_MOST_S)
                 await (self._say_doubt if self._in_doubt else self._say_not_yet)(words_of(error))
             if verdict is not None or self._owned.external_id is not None:
                 return verdict
@@ -74,9 +80,15 @@ class _Submission:
         until_s = monotonic_s() + seconds
         self._owned.progress_by_s = until_s + _SLACK_S
         while (left_s := until_s - monotonic_s()) > 0 and not self._is_over():
-            if not self._in_doubt and self._not_wanted() is not None:
-                return
+            if self._not_wanted() is not None:
+                if self._may_end_now():
+                    return
+                until_s = min(until_s, monotonic_s() + _DOUBT_S)  # however late its backend wants to be asked
             await self._runner.pause(min(left_s, _LOOK_S))
+
+    def _may_end_now(self) -> bool:
+        """Whether a job that is not wanted may end before its external id is known."""
+        return not self._in_doubt or self._defects >= _DEFECTS_MOST
 
     async def _say_not_yet(self, error: str) -> None:
         await self._say(f"not submitted yet: {error}")
@@ -89,7 +101,10 @@ class _Submission:
         """Let the row tell why it goes on without an external id."""
         if message != self._said:
             self._said = message
-            await self._runner.persist(statements.say_unsubmitted, self._owned.claim, message)
+            try:
+                await self._runner.persist(statements.say_unsubmitted, self._owned.claim, message)
+            except DatabaseRefused as error:  # it is only shown: the submission goes on
+                log.warning("what a job shows cannot be written", job=self._owned.job_id, error=error)
 
     def _is_over(self) -> bool:
         return self._owned.over or self._runner.is_stopping
@@ -110,9 +125,37 @@ class _Submission:
         if owned.start_timeout is not None:
             owned.cancellation.start_by_s = begun_s + owned.start_timeout
         external_id = await self._send(begun_s + SEND_WITHIN_S)
-        if external_id is not None and not await self._record(external_id):
-            await self._undo(external_id)
-        return None
+        return None if external_id is None else await self._accept(external_id, is_ours=True)
+
+    async def _accept(self, external_id: str, *, is_ours: bool) -> Verdict | None:
+        """Record an external id; a verdict where it cannot be stored. `is_ours`: made just now, by this."""
+        flaw = flaw_of_id(external_id)
+        if flaw is None:
+            try:
+                recorded = await self._record(external_id)
+            except DatabaseRefused as error:
+                flaw = text_of(error)
+            else:
+                if not recorded and is_ours:
+                    await self._undo(external_id)
+                return None
+        return await self._reject(external_id, flaw)
+
+    async def _reject(self, external_id: str, flaw: str) -> Verdict | None:
+        """End work outside that no row can speak of, because its id cannot be stored as it is."""
+        owned, shown = self._owned, storable(external_id, 100)
+        if self._is_over():
+            return None  # whoever has the job next finds it, and does the same
+        log.error("an external id cannot be stored", job=owned.job_id, external_id=shown, why=flaw)
+        what = f"the backend gave the external id {shown!r}, which cannot be stored: {flaw}"
+        await self._say(f"{what}; its work is being cancelled")
+        owned.progress_by_s = monotonic_s() + _TAKE_BACK_S + 2 * owned.channel.patience.call_s + _SLACK_S
+        reason = "jobrunner cannot store its external id"
+        has_ended = await owned.channel.take_back(external_id, reason, _TAKE_BACK_S)
+        how = "its work was ended" if has_ended else "its work was not seen to end: look for it outside"
+        if owned.kill_seen:
+            return Verdict(JobState.KILLED if has_ended else JobState.FAILED, f"killed: {what}; {how}")
+        return Verdict(JobState.FAILED, f"{what}; {how}")
 
     async def _send(self, until_s: float) -> str | None:
         """Send it, and return its external id; None: it was not sent, or it is in doubt.
@@ -122,7 +165,7 @@ class _Submission:
         owned, channel = self._owned, self._owned.channel
         try:
             with sending_until(until_s):
-                return _checked_id(await channel.ask(channel.backend.submit(self._spec, owned.token)))
+                return await channel.backend.submit(self._spec, owned.token)
         except (SubmitRejected, Throttled):
             raise
         except NotSent as error:
@@ -142,12 +185,11 @@ class _Submission:
 
         Raises `SubmitRejected` and `Throttled`.
         """
-        channel = self._owned.channel
-        baseline = getattr(channel.backend, "baseline", None)
-        if baseline is None:
+        backend = self._owned.channel.backend
+        if not backend.has_baseline:
             return True
         try:
-            self._baseline = await channel.ask(baseline(self._spec))
+            self._baseline = await backend.baseline(self._spec)
         except (SubmitRejected, Throttled):
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is: nothing was sent
@@ -202,20 +244,21 @@ class _Submission:
         since = self._started_at or self._created_at
         try:
             more: dict[str, Any] = {}
-            if hasattr(channel.backend, "baseline"):
+            if channel.backend.has_baseline:
                 more = {"baseline": self._baseline, "is_held": self._held}
-            asked = channel.backend.find(self._spec, owned.token, since, **more)
-            found = _checked_proof(await channel.ask(asked))
+            found = await channel.backend.find(self._spec, owned.token, since, **more)
         except Throttled:
             raise
         except Exception as error:  # noqa: BLE001  # no answer: it is asked again
             told = words_of(error)
             log.warning("cannot tell yet what became of a submission", job=owned.job_id, error=told)
+            self._defects = self._defects + 1 if isinstance(error, BackendDefect) else 0
             await self._say_doubt(told)
-            return None
+            return self._give_up(told)
+        self._defects = 0
         if isinstance(found, Found):
-            await self._record(found.external_id)
-        elif isinstance(found, Absent):
+            return await self._accept(found.external_id, is_ours=False)
+        if isinstance(found, Absent):
             await self._start_anew()
         elif found.retry_at is not None:
             await self._say_doubt(found.reason)
@@ -223,9 +266,22 @@ class _Submission:
         elif self._started_at is None:
             self._in_doubt = False  # nobody ever recorded that he began
         else:
-            doubt = f"{found.reason}: look for it outside before you start it again (token {owned.token})"
-            return Verdict(JobState.FAILED, doubt)
+            return Verdict(JobState.FAILED, self._doubt(found.reason))
         return None
+
+    def _doubt(self, reason: str) -> str:
+        return f"{reason}: look for it outside before you start it again (token {self._owned.token})"
+
+    def _give_up(self, trouble: str) -> Verdict | None:
+        """End a job that is not wanted, and whose backend's own code again and again proves nothing."""
+        unwanted = self._not_wanted() if self._defects >= _DEFECTS_MOST else None
+        if unwanted is None:
+            return None
+        why = "a kill was requested" if unwanted.state is JobState.KILLED else "the timeout has passed"
+        return Verdict(
+            JobState.FAILED,
+            self._doubt(f"{why}, and nothing proves what became of its submission: {trouble}"),
+        )
 
     async def _held(self, external_ids: Sequence[str]) -> set[str]:
         return await self._runner.persist(statements.held, self._owned.job_id, list(external_ids))
@@ -243,24 +299,13 @@ class _Submission:
 
     async def _wait_until(self, retry_at: dt.datetime) -> None:
         now = await self._runner.persist(statements.now)
-        await self._rest(max(0.0, (retry_at - now).total_seconds()))
+        # However far away the backend says it is: its clock, or ours, may be wrong.
+        await self._rest(min(max(0.0, (retry_at - now).total_seconds()), _RETRY_AFTER_MOST_S))
 
 
 def _begin(connection: Connection, claim: Claim, token: str, *more: Any) -> tuple[float, dt.datetime | None]:
     """Store the intent; return the moment before it was stored, and when that was by the database."""
     return monotonic_s(), statements.begin_submit(connection, claim, token, *more)
-
-
-def _checked_id(answer: object) -> str:
-    if not isinstance(answer, str) or not answer:
-        raise BackendError(f"the backend answered with {answer!r:.200}, which is no id")
-    return answer
-
-
-def _checked_proof(answer: object) -> Found | Absent | Unsure:
-    if not isinstance(answer, (Found, Absent, Unsure)):
-        raise BackendError(f"the backend answered with {answer!r:.200}, which proves nothing")
-    return answer
 
 
 async def submit(

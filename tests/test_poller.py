@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from jobrunner.backends.base import Gone, Observation, Patience, RemoteError
+from jobrunner.backends.checks import Answer
 from jobrunner.due_queue import Watch
 from jobrunner.hearsay import GAP_S, REST_S, Hearsay
-from jobrunner.poller import SLACK_S, Answer, Poller
+from jobrunner.poller import SLACK_S, Poller
 from jobrunner.states import Phase
 from jobrunner.testing import Fault, MemoryBackend
 

@@ -1,6 +1,7 @@
 """The one boundary to the outside: what a backend is, and the values that cross it."""
 
 import datetime as dt
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -157,10 +158,24 @@ class Backend(Protocol):
         ...
 
 
-def patience_of(backend: Backend) -> Patience:
-    """Return the backend's own patience, or the defaults."""
-    patience = getattr(backend, "patience", None)
-    return patience if isinstance(patience, Patience) else Patience()
+def patience_of(backend: object) -> Patience:
+    """Return the backend's own patience, and the default of each part that makes no sense."""
+    try:
+        given = getattr(backend, "patience", None)
+    except BaseException:  # noqa: BLE001  # it may be a property
+        given = None
+    if not isinstance(given, Patience):
+        return Patience()
+    default = Patience()
+    return Patience(
+        call_s=given.call_s if _is_time(given.call_s) and 0 < given.call_s < math.inf else default.call_s,
+        appear_s=given.appear_s if _is_time(given.appear_s) else default.appear_s,
+        vanish_s=given.vanish_s if _is_time(given.vanish_s) else default.vanish_s,
+    )
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0  # which NaN is not
 
 
 SEND_WITHIN_S = 10.0

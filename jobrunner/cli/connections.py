@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from jobrunner.settings import ConnectionSettings
 
 
+_CLOSE_S = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A connection as it may be shown: its options with secrets masked, and where they were set."""
@@ -128,29 +131,25 @@ def _where(connection: Connection) -> str:
 
 async def _check(backend_class: Any, connection: "ConnectionSettings") -> tuple[bool | None, str]:
     """Return whether the outside system answers (None: it has no test), and its backend's sentence."""
-    import asyncio
+    from contextlib import suppress
 
-    from jobrunner.backends.base import patience_of
-    from jobrunner.errors import BackendError, UsageError
+    from jobrunner.backends.guarded import guarded
+    from jobrunner.errors import BackendError, UsageError, words_of
     from jobrunner.redaction import mask_url
 
-    backend = backend_class.from_connection(connection)
-    check = getattr(backend, "check", None)
-    bound = asyncio.timeout(patience_of(backend).call_s)
+    backend = guarded(backend_class.from_connection(connection))
     try:
-        if check is None:
+        sentence = await backend.check()
+        if sentence is None:
             return None, f"there is nothing to test in a connection of kind {connection.kind}."
-        async with bound:
-            return True, str(await check())
+        return True, sentence
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a third party's backend raises
-        if bound.expired():
-            return (
-                False,
-                f"no answer within {patience_of(backend).call_s:g} s: check the network and the address.",
-            )
-        own = isinstance(error, BackendError)
-        return False, mask_url(str(error) if own else f"unexpected {type(error).__name__}: {error}")
+        trouble = words_of(error)
+        if trouble == f"no answer within {backend.patience.call_s:g} s":
+            return False, f"{trouble}: check the network and the address."
+        return False, mask_url(trouble if isinstance(error, BackendError) else f"unexpected {trouble}")
     finally:
-        await backend.close()
+        with suppress(Exception):  # whatever a backend raises: it has answered, or not
+            await backend.close(_CLOSE_S)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ _LOOK_S = 1.0
 _SETTLE_S = 3.0
 """How long after its end a job's last lines may still be on their way to a log that has times."""
 _TRIES_AFTER_END = 5
+_CLOSE_S = 5.0
 
 
 @click.command()
@@ -84,16 +86,18 @@ class _Reader:
 
     async def read(self) -> None:
         """Print all there is and, to follow, what comes until the job has ended."""
+        from jobrunner.backends.guarded import backend_of, guarded
         from jobrunner.settings import get_settings
 
         job = self._job
         job.log_id(**self._part)  # a part that the job does not have is refused before anything is asked
-        _, connection = get_settings().connection(job.connection, job.backend_kind)
-        backend = type(job).make_backend(connection)
+        connection_name, connection = get_settings().connection(job.connection, job.backend_kind)
+        backend = guarded(backend_of(job, connection), connection_name)
         try:
             await self._look_until_the_end(backend)
         finally:
-            await backend.close()
+            with suppress(Exception):  # whatever a backend raises: its output was read, or not
+                await backend.close(_CLOSE_S)
 
     async def _look_until_the_end(self, backend: Any) -> None:
         job = self._job
@@ -118,7 +122,7 @@ class _Reader:
     async def _look(self, backend: Any, *, is_last: bool) -> bool:
         """Print what is new; False when nobody reads it any more. Raises what is not worth another try."""
         from jobrunner.cli.output import word
-        from jobrunner.errors import LogsUnavailable, UsageError
+        from jobrunner.errors import LogsUnavailable, UsageError, words_of
 
         if self._job.external_id is None:
             return True
@@ -136,7 +140,7 @@ class _Reader:
             if not self._follow or self._has_tried_enough():
                 raise
             if self._failure is None:
-                word(f"jobrunner: the output cannot be read now, and is asked for again: {error}")
+                word(f"jobrunner: the output cannot be read now, and is asked for again: {words_of(error)}")
             self._failure = error
             return True
         if self._failure is not None:

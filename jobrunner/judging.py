@@ -1,0 +1,64 @@
+"""What a job's own class says about its watching: `judge` and `look_interval_s`, which are others' code."""
+
+import asyncio
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from jobrunner.backends.base import Observation
+from jobrunner.backends.calls import contained
+from jobrunner.backends.checks import observed, shown
+from jobrunner.errors import CodeError, words_of
+from jobrunner.logs import get_logger
+from jobrunner.states import Phase
+
+if TYPE_CHECKING:
+    from jobrunner.models import MonitorJob
+
+log = get_logger(__name__)
+
+
+def judged(job: "MonitorJob", observation: Observation) -> Observation:
+    """Return what an observation means for a job; where its `judge` fails, the row says so.
+
+    Without a judgement a success is a failure: nobody knows whether the work did what it should.
+    Every other observation stands as it was made.
+    """
+    try:
+        with contained("judge", CodeError):
+            answer: Any = job.judge(observation)
+        if not isinstance(answer, Observation):
+            return _unjudged(job, observation, f"it returned {shown(answer)}, not an Observation")
+        with contained("judge's answer", CodeError):
+            checked = observed(answer, lambda _flaw: None)
+        if isinstance(checked, Observation):
+            return checked
+        return _unjudged(job, observation, checked.message)
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
+        return _unjudged(job, observation, words_of(error))
+
+
+def _unjudged(job: "MonitorJob", observation: Observation, why: str) -> Observation:
+    trouble = f"judge of {type(job).__name__} failed: {why}"
+    log.error("judge failed", job=job.id, error=why)
+    said = observation.message or observation.external_state
+    if observation.phase is Phase.SUCCEEDED:
+        words = f"{trouble}; the work itself had succeeded ({said}), but that was not judged"
+        return replace(observation, phase=Phase.FAILED, message=words, cause="")
+    return replace(observation, message=f"{said}; {trouble}" if said else trouble)
+
+
+def interval_of(job: "MonitorJob", watched_s: float) -> float | None:
+    """Return the seconds until the next look, as the job's class says; None: as usual."""
+    try:
+        with contained("look_interval_s", CodeError):
+            interval_s: Any = job.look_interval_s(watched_s)
+        if interval_s is None:
+            return None
+        if isinstance(interval_s, int | float) and 0 < interval_s < math.inf:
+            return float(interval_s)
+        why = f"it returned {shown(interval_s)}, not a number of seconds above 0"
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
+        why = words_of(error)
+    log.error("look_interval_s failed", job=job.id, error=why)
+    return None
