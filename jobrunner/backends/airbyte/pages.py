@@ -6,6 +6,7 @@ from contextlib import suppress
 from jobrunner.backends.airbyte.client import Api
 from jobrunner.backends.airbyte.memory import Known
 from jobrunner.backends.airbyte.trouble import AirbyteError
+from jobrunner.bounded import Bounded
 
 
 class Pages:
@@ -13,7 +14,7 @@ class Pages:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._workspaces: dict[str, str | None] = {}
+        self._workspaces: Bounded[str, str | None] = Bounded()
 
     async def point_to(self, jobs: Iterable[Known], *, may_ask: bool) -> None:
         """Give each job its link. `may_ask`: a request for a workspace is worth it, there are few jobs."""

@@ -10,6 +10,7 @@ from jobrunner.backends.airbyte.spec import AirbyteSpec
 from jobrunner.backends.airbyte.transport import LONG_S
 from jobrunner.backends.airbyte.trouble import NOT_VISIBLE, NOTHING_DONE, AirbyteError, Kind
 from jobrunner.backends.base import Found, Unsure
+from jobrunner.bounded import Bounded
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import NotSent, SubmitRejected
 from jobrunner.logs import get_logger
@@ -29,8 +30,8 @@ class Submissions:
     def __init__(self, api: Api, *, doubt_s: float = DOUBT_S) -> None:
         self._api = api
         self._doubt_s = doubt_s
-        self._looked_for: dict[str, float] = {}
-        self._conflicts: dict[str, str] = {}
+        self._looked_for: Bounded[str, float] = Bounded()
+        self._conflicts: Bounded[str, str] = Bounded()
         """What the server said to a submission that met a job already running."""
 
     async def submit(self, spec: Mapping[str, Any], token: str) -> tuple[int, Job | None]:

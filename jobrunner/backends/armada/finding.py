@@ -15,6 +15,7 @@ from jobrunner.backends.armada.spec import own_uri
 from jobrunner.backends.armada.trouble import ArmadaError, Kind
 from jobrunner.backends.armada.wire import Wire, messages
 from jobrunner.backends.base import SEND_WITHIN_S, Found, Unsure, sending_until
+from jobrunner.bounded import Bounded
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.errors import SubmitRejected
 from jobrunner.logs import get_logger
@@ -43,8 +44,9 @@ class Finder:
         self._wire = wire
         self._submit = submit
         self._given_settle_s = settle_s
-        self._first_s: dict[str, float] = {}
-        self._refused_s: dict[str, float] = {}
+        # Whoever submits such a job in the end need not be this process: then nothing takes its token out.
+        self._first_s: Bounded[str, float] = Bounded()
+        self._refused_s: Bounded[str, float] = Bounded()
         self._can_list = True
 
     @property

@@ -20,6 +20,7 @@ from jobrunner.backends.batch.connection import Aws, BatchConnection
 from jobrunner.backends.batch.reading import REASON_PREFIX, observation_of
 from jobrunner.backends.batch.spec import name_with_token, with_token
 from jobrunner.backends.batch.trouble import NOTHING_DONE, AwsError, Kind
+from jobrunner.bounded import Bounded, Pages
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import NotSent, SubmitRejected, Throttled
 from jobrunner.logs import get_logger
@@ -74,7 +75,7 @@ class BatchBackend:
         self.aws = Aws(options)
         self._absent_after_s = absent_after_s
         self._checks_signatures = checks_signatures
-        self._looked_for: dict[str, float] = {}
+        self._looked_for: Bounded[str, float] = Bounded()
         self._without_credentials_s: float | None = None
         self._has_plural = True
         queue_url = options.events_queue_url
@@ -149,6 +150,7 @@ class BatchBackend:
             "jobQueue": queue,
             "filters": [{"name": "JOB_NAME", "values": [name]}],  # with it, jobs in every state are listed
         }
+        pages = Pages(f"the list of the jobs {name} in the queue {queue}")
         while True:
             page = await self.aws.call("batch", "list_jobs", **question)
             jobs = page["jobSummaryList"]
@@ -156,6 +158,7 @@ class BatchBackend:
             if not page.get("nextToken"):
                 return [job_id for _, job_id in sorted(found)]
             question["nextToken"] = page["nextToken"]
+            pages.go_on(page["nextToken"])
 
     async def _signatures_are_checked(self) -> bool:
         if self._checks_signatures is None:
