@@ -3,9 +3,10 @@
 import datetime as dt
 from collections import Counter, deque
 from collections.abc import AsyncIterable
+from typing import Any
 
 from jobrunner.backends.base import LogLine
-from jobrunner.cli.output import row_as_json, say_json, say_output, word
+from jobrunner.cli.output import as_json, row_as_json, say_json, say_output, word, write_lines
 
 _LATE = dt.timedelta(seconds=10)
 """How much later than a younger line an older one may reach the log."""
@@ -32,6 +33,18 @@ class LogPrinter:
     def since(self) -> dt.datetime | None:
         """From when on there may be lines that were not printed yet; None: from the beginning."""
         return self._newest - _LATE if self._newest is not None and self._is_timed else None
+
+    async def print_all(self, parts: AsyncIterable[list[str]]) -> bool:
+        """Print lines that carry no time and are read but once; False when nobody reads them any more."""
+        async for texts in parts:
+            self.printed += len(texts)
+            if self._as_json:
+                goes_on = write_lines([as_json(self._as_row(LogLine(text))) for text in texts])
+            else:
+                goes_on = say_output(*texts)
+            if not goes_on:
+                return False
+        return True
 
     async def print_new(self, lines: AsyncIterable[LogLine], *, is_last: bool) -> bool:
         """Print what is new in `lines`, the log from `since` on; False when nobody reads it any more.
@@ -78,11 +91,15 @@ class LogPrinter:
         if line.at is not None:
             self._remember(line, line.at)
         if self._as_json:
-            return say_json(row_as_json({"text": line.text, "at": line.at, "source": line.source or None}))
+            return say_json(self._as_row(line))
         if self._source not in (None, line.source):
             word(f"-- {line.source or 'the job itself'} --")
         self._source = line.source
         return say_output(line.text)
+
+    @staticmethod
+    def _as_row(line: LogLine) -> dict[str, Any]:
+        return row_as_json({"text": line.text, "at": line.at, "source": line.source or None})
 
     def _remember(self, line: LogLine, at: dt.datetime) -> None:
         self._newest = at if self._newest is None else max(at, self._newest)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jobrunner.models import BaseJob, MonitorJob
 
 _LOOK_S = 1.0
+_LOOK_MOST_S = 10.0
 _SETTLE_S = 3.0
 """How long after its end a job's last lines may still be on their way to a log that has times."""
 _TRIES_AFTER_END = 5
@@ -83,6 +84,8 @@ class _Reader:
         self._failure: Exception | None = None
         self._retry = Retry(first_s=_LOOK_S)
         self._tries_after_end = 0
+        self._output: Any = None
+        """What reads on in the output, where the backend has such a thing."""
 
     async def read(self) -> None:
         """Print all there is and, to follow, what comes until the job has ended."""
@@ -96,6 +99,8 @@ class _Reader:
         try:
             await self._look_until_the_end(backend)
         finally:
+            if self._output is not None:
+                self._output.close()
             with suppress(Exception):  # whatever a backend raises: its output was read, or not
                 await backend.close(_CLOSE_S)
 
@@ -110,8 +115,9 @@ class _Reader:
             goes_on = await self._look(backend, is_last=is_last)
             if not goes_on or (is_last and self._failure is None):
                 return
-            # A long log takes long to read again: then it is looked at less often.
-            pause_s = max(_LOOK_S, 3 * (time.monotonic() - begun_s))
+            pause_s = _LOOK_S
+            if self._output is None:  # a long log takes long to read again: then it is looked at less often
+                pause_s = max(_LOOK_S, min(_LOOK_MOST_S, 3 * (time.monotonic() - begun_s)))
             if self._failure is not None:
                 pause_s = max(self._retry.next_s(), getattr(self._failure, "retry_after_s", None) or 0.0)
             elif has_ended:
@@ -128,8 +134,7 @@ class _Reader:
             return True
         goes_on = True
         try:
-            lines = backend.logs(self._job.log_id(**self._part), self._printer.since)
-            goes_on = await self._printer.print_new(lines, is_last=is_last)
+            goes_on = await self._print(backend, is_last=is_last)
         except LogsUnavailable as error:
             if str(error) not in self.told:
                 word(f"job {self._job.id}: {error}")
@@ -148,6 +153,14 @@ class _Reader:
             self._failure = None
             self._retry = type(self._retry)(first_s=_LOOK_S)
         return goes_on
+
+    async def _print(self, backend: Any, *, is_last: bool) -> bool:
+        log_id = self._job.log_id(**self._part)
+        if self._output is None and hasattr(backend, "output"):
+            self._output = backend.output(log_id)
+        if self._output is not None:
+            return await self._printer.print_all(self._output.lines(is_last=is_last))
+        return await self._printer.print_new(backend.logs(log_id, self._printer.since), is_last=is_last)
 
     def _has_tried_enough(self) -> bool:
         self._tries_after_end += self._job.state.is_terminal

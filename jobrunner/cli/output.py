@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,9 +27,14 @@ def say(text: str) -> bool:
     return _write(visible(text))
 
 
-def say_output(line: str) -> bool:
-    """Write a line that a job has printed: as it is, but to a terminal only what cannot steer it."""
-    return _write(on_terminal(line) if is_terminal(sys.stdout) else line)
+def say_output(*lines: str) -> bool:
+    """Write lines that a job has printed: as they are, but to a terminal only what cannot steer it."""
+    return write_lines(map(on_terminal, lines) if is_terminal(sys.stdout) else lines)
+
+
+def write_lines(lines: Iterable[str]) -> bool:
+    """Write lines as they are, all at once; False when nobody reads them any more."""
+    return _write("\n".join(lines))
 
 
 def _write(text: str) -> bool:

@@ -1,5 +1,6 @@
 """A Batch job's output, from CloudWatch Logs: every attempt, every container, a child or a node."""
 
+import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from jobrunner.backends.batch.trouble import AwsError, Kind
 from jobrunner.errors import LogsUnavailable, Throttled
 
 _MISSING = "ResourceNotFoundException"
+_EMPTY_PAGES_MOST = 20  # one after the other
+_EMPTY_PAUSE_S = 0.2  # the service allows 10 calls a second, and to all who ask together 25
 _DRIVER = "awslogs"  # what Batch uses where the job definition says nothing
 
 
@@ -64,8 +67,12 @@ async def _lines_of(aws: Aws, stream: Stream, since: dt.datetime | None) -> Asyn
     }
     if since is not None:
         question["startTime"] = int(since.timestamp() * 1000)
+    empty = 0
     while True:
         page = await _ask(aws, "logs", "get_log_events", region=stream.region, **question)
+        # CloudWatch may give empty pages before the last one. Of an expired stream it gives nothing else, and
+        # each time another token.
+        empty = 0 if page.get("events") else empty + 1
         for event in page.get("events") or ():
             at = dt.datetime.fromtimestamp(event["timestamp"] / 1000, dt.UTC)
             for text in event["message"].splitlines() or [""]:
@@ -73,6 +80,13 @@ async def _lines_of(aws: Aws, stream: Stream, since: dt.datetime | None) -> Asyn
         token = page.get("nextForwardToken")
         if token is None or token == question.get("nextToken"):  # the same again: that was the end
             return
+        if empty >= _EMPTY_PAGES_MOST:
+            raise LogsUnavailable(
+                f"CloudWatch Logs gave {empty} empty pages of the stream {stream.name} in {stream.group}, "
+                "and no end of it: its events have expired, or were deleted."
+            )
+        if empty:
+            await asyncio.sleep(_EMPTY_PAUSE_S)
         question["nextToken"] = token
 
 

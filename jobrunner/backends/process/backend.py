@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jobrunner.backends.base import (
     Absent,
@@ -25,6 +25,7 @@ from jobrunner.backends.base import (
 from jobrunner.backends.process import wrapper
 from jobrunner.backends.process.cancelling import Canceller
 from jobrunner.backends.process.looking import Look
+from jobrunner.backends.process.output import Output
 from jobrunner.backends.process.records import RecordDirectory
 from jobrunner.backends.process.spec import ProcessSpec, check_spec
 from jobrunner.backends.process.tree import RECORD_VARIABLE
@@ -34,8 +35,6 @@ from jobrunner.settings import ConnectionSettings, get_settings
 
 _WRAPPER = Path(wrapper.__file__)
 _ANSWER_S = 25.0  # how long the wrapper may take to tell how the start went
-_LINES_A_READ = 1000
-_LONGEST_LINE = 1024 * 1024  # bytes; a progress bar may never end its line
 
 
 class ProcessBackend:
@@ -108,19 +107,17 @@ class ProcessBackend:
 
     async def logs(self, external_id: str, since: dt.datetime | None) -> AsyncIterator[LogLine]:  # noqa: ARG002
         """Yield what the command has printed so far. The lines carry no time, so `since` leaves none out."""
+        output = self.output(external_id)
         try:
-            file = await asyncio.to_thread(log_path(external_id).open, "rb")
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, so no path
-            if RecordDirectory(external_id).exists():
-                return  # nothing was ever started in it
-            raise BackendError(f"the record directory {external_id} with its output is gone") from None
-        except OSError as error:
-            msg = f"{log_path(external_id)} cannot be read ({error.strerror}): make it readable for this user"
-            raise BackendError(msg) from error
-        with file:
-            while lines := await asyncio.to_thread(_read_lines, file):
-                for line in lines:
-                    yield line
+            async for texts in output.lines(is_last=True):
+                for text in texts:
+                    yield LogLine(text)
+        finally:
+            output.close()
+
+    def output(self, external_id: str) -> Output:
+        """Return the output of a job, to be read on again and again: what is new costs no more than it is."""
+        return Output(log_path(external_id))
 
     async def close(self) -> None:
         """Do nothing: all that is held is in the records."""
@@ -246,10 +243,3 @@ def _directory_trouble(directory: RecordDirectory, error: OSError) -> str:
 def _fetch(ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
     look = Look()
     return {external_id: look.at(external_id) for external_id in ids}
-
-
-def _read_lines(file: BinaryIO) -> list[LogLine]:
-    lines: list[LogLine] = []
-    while len(lines) < _LINES_A_READ and (line := file.readline(_LONGEST_LINE)):
-        lines.append(LogLine(line.rstrip(b"\r\n").decode(errors="replace")))
-    return lines
