@@ -1,13 +1,18 @@
 """An HTTP probe: /livez and /readyz answer 200 or 503, from a thread that no job can hold up."""
 
+import socket
 import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Self
 
 from jobrunner.errors import UsageError
+from jobrunner.worker.probe_server import Answer, ProbeServer
 
 LIVE, READY = "/livez", "/readyz"
+
+_NOT_FOUND = Answer(404, "Not Found", "ask for /livez or /readyz\n")
+_WELL = Answer(200, "OK", "ok\n")
+_NOT_WELL = Answer(503, "Service Unavailable", "not ok\n")
 
 
 class Probe:
@@ -18,16 +23,17 @@ class Probe:
 
     def __init__(self, address: tuple[str, int] | None) -> None:
         self._answers: Mapping[str, Callable[[], bool]] = {}
-        self._server: ThreadingHTTPServer | None = None
+        self._listener: socket.socket | None = None
+        self._server: ProbeServer | None = None
         if address is None:
             return
+        host, port = address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = ThreadingHTTPServer(address, _handler(self))
+            self._listener = socket.create_server(address, family=family)
         except OSError as error:
-            host, port = address
             why = error.strerror or error
             raise UsageError(f"The probe cannot listen on {host}:{port}: {why}.") from error
-        self._server.daemon_threads = True
 
     def answering(self, is_live: Callable[[], bool], is_ready: Callable[[], bool]) -> Self:
         """Let these two say whether all is well."""
@@ -42,37 +48,18 @@ class Probe:
     @property
     def port(self) -> int | None:
         """The port on which it answers."""
-        return None if self._server is None else self._server.server_address[1]
+        return None if self._listener is None else self._listener.getsockname()[1]
 
     def __enter__(self) -> Self:
-        if self._server is not None:
-            threading.Thread(target=self._server.serve_forever, name="jobrunner-probe", daemon=True).start()
+        if self._listener is not None:
+            self._server = ProbeServer(self._listener, self._answer)
+            threading.Thread(target=self._server.serve, name="jobrunner-probe", daemon=True).start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.close()
 
-
-def _handler(probe: Probe) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        server_version, sys_version = "jobrunner", ""
-
-        def do_GET(self) -> None:
-            is_well = probe.ask(self.path.partition("?")[0])
-            code, words = {
-                None: (404, b"ask for /livez or /readyz\n"),
-                True: (200, b"ok\n"),
-                False: (503, b"not ok\n"),
-            }[is_well]
-            self.send_response(code)
-            self.send_header("Content-Type", "text/plain")
-            self.send_header("Content-Length", str(len(words)))
-            self.end_headers()
-            self.wfile.write(words)
-
-        def log_message(self, *_args: Any) -> None:
-            """Say nothing: a probe asks every few seconds."""
-
-    return Handler
+    def _answer(self, path: str) -> Answer:
+        is_well = self.ask(path)
+        return _NOT_FOUND if is_well is None else _WELL if is_well else _NOT_WELL

@@ -4,13 +4,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Self
 
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
 
+_LEAST_S = 0.01  # between two words to the watchdog
 _ADDRESS, _WATCHDOG_US, _WATCHDOG_PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
 
 
@@ -32,7 +32,7 @@ class Notifier:
         every_s = _watchdog_s()
         if self._address and every_s is not None:
             self._thread = threading.Thread(
-                target=self._watch, args=(every_s / 2,), name="jobrunner-watchdog", daemon=True
+                target=self._watch, args=(max(every_s / 2, _LEAST_S),), name="jobrunner-watchdog", daemon=True
             )
             self._thread.start()
         return self
@@ -44,12 +44,11 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Say that it works, and what it does."""
+        words = [f"STATUS={status}"] if status != self._status else []
         if not self._is_ready:
-            self._is_ready = True
-            self._tell("READY=1", f"STATUS={status}")
-        elif status != self._status:
-            self._tell(f"STATUS={status}")
-        self._status = status
+            words.insert(0, "READY=1")
+        if words and self._tell(*words):  # else it is said at the next look
+            self._is_ready, self._status = True, status
 
     def stopping(self) -> None:
         """Say that it gives its jobs back."""
@@ -60,15 +59,18 @@ class Notifier:
             if self._is_well():
                 self._tell("WATCHDOG=1")
 
-    def _tell(self, *words: str) -> None:
+    def _tell(self, *words: str) -> bool:
+        """Send it, and never wait: a receiver that does not read must not hold up a worker's rounds."""
         if not self._address:
-            return
+            return True
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with (
-            suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer,
-        ):
-            peer.sendto("\n".join(words).encode(), address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as peer:
+                peer.setblocking(False)
+                peer.sendto("\n".join(words).encode(), address)
+        except (OSError, ValueError):  # its queue is full, or it is gone; ValueError: a NUL in the address
+            return False
+        return True
 
 
 def _watchdog_s() -> float | None:
