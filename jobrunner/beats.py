@@ -2,11 +2,12 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobrunner.bisecting import all_but_refused
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
@@ -243,7 +244,8 @@ class Beats:
         if not asked:
             return
         sent_s = monotonic_s()
-        answers = self._beater.beat(list(asked))
+        answers, refused = all_but_refused(self._beater.beat, list(asked))
+        self._say_refused({asked.pop(job_id): error for job_id, error in refused.items()})
         beaten: list[OwnedRow] = []
         flagged: list[int] = []
         for answer in answers:
@@ -262,6 +264,13 @@ class Beats:
             self._tell(self._on_flagged, flagged)
         if beaten:
             self._tell(self._on_beaten, beaten)
+
+    def _say_refused(self, refused: Mapping[OwnedRow, DatabaseError]) -> None:
+        """Say once of each job that its row takes no beat: to others it falls silent, and it alone."""
+        for owned, error in refused.items():
+            if not owned.is_refused:
+                log.error("the database refuses the beat of a job", job=owned.job_id, error=error)
+            owned.is_refused = True
 
     def _judge(self, silent: dict[int, OwnedRow]) -> None:
         """Tell, for rows that did not come back, those that are only locked from those that are lost."""

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, Se
 from jobrunner.postgres_session import Opener, is_closed
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
+from jobrunner.sqltypes import json_or_text
 
 SCHEMA_VERSION = "0005"
 """The newest migration of this version; a test holds it against the migrations themselves."""
@@ -134,6 +136,10 @@ def driver_connection(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
 
 
+_any_text = partial(str, encoding="utf-8", errors="backslashreplace")
+"""Reads a text of SQLite: one that is no UTF-8 must not make every list an error."""
+
+
 def _sqlite_engine(url: URL, settings: Settings) -> Engine:
     if sqlite3.sqlite_version_info < _MIN_SQLITE:
         raise SettingsError(f"SQLite {sqlite3.sqlite_version} is too old: jobrunner needs 3.35 or newer.")
@@ -151,11 +157,14 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
             f"The directory {path.parent} of the database does not exist: make it first."
         )
     prepare_sqlite_file(path, is_ours=settings.is_embedded)
-    engine = create_engine(url, connect_args={"timeout": settings.sqlite_busy_timeout_s})
+    engine = create_engine(
+        url, connect_args={"timeout": settings.sqlite_busy_timeout_s}, json_deserializer=json_or_text
+    )
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself: see _begin
+        connection.text_factory = _any_text
         for pragma in ("journal_mode = WAL", "foreign_keys = ON", "synchronous = FULL"):
             connection.execute(f"PRAGMA {pragma}").close()
 
@@ -172,7 +181,13 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
 def _postgres_engine(url: URL, settings: Settings, shown_url: str) -> Engine:
     opener = Opener(settings, shown_url)
     try:
-        engine = create_engine(url, pool_size=5, max_overflow=10, pool_timeout=settings.connect_timeout_s)
+        engine = create_engine(
+            url,
+            json_deserializer=json_or_text,
+            pool_size=5,
+            max_overflow=10,
+            pool_timeout=settings.connect_timeout_s,
+        )
     except (ModuleNotFoundError, NoSuchModuleError) as error:
         raise SettingsError(
             "PostgreSQL needs the extra `postgres`: run `pip install 'jobrunner[postgres]'`."

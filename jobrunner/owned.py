@@ -81,6 +81,8 @@ class OwnedRow:
     good_s: float
     """The moment before the last good beat for it was sent; the beating thread moves it."""
     has_callback: bool = False
+    is_refused: bool = False
+    """The database refused a beat for what the row holds; that was said."""
     over: bool = False
     """Ended, released or lost: nothing is done for it any more."""
 

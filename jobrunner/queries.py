@@ -1,13 +1,13 @@
 """Every question about jobs that changes nothing. They read rows, never entities."""
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, RowMapping, Select, false, select, union_all
 
-from jobrunner.sqltypes import age_s, alive
+from jobrunner.sqltypes import age_s, alive, text_of
 from jobrunner.statements import tables
 from jobrunner.states import TERMINAL_STATES, JobState
 
@@ -24,7 +24,9 @@ def most_recent(conn: Connection, job_types: Collection[str] | None) -> RowMappi
     job, _ = tables()
     base = select(job.c.id, job.c.latest_heartbeat).limit(1)
     of_any = [] if job_types is None else [job.c.job_type.in_(job_types)]
-    running = base.where(job.c.state == JobState.RUNNING, *of_any).order_by(job.c.latest_heartbeat.desc())
+    # By age: a time that cannot be read has none, and must not come before those that beat.
+    youngest = age_s(job.c.latest_heartbeat).asc().nulls_last()
+    running = base.where(job.c.state == JobState.RUNNING, *of_any).order_by(youngest)
     found = conn.execute(running).first()
     if found is None:
         # Each type by itself: no index is ordered by the end over several of them.
@@ -100,7 +102,7 @@ def listed(
         found = [select(each.c.id) for each in newest]
         ids = union_all(*found) if len(found) > 1 else found[0]
     statement = _judged(grace_multiplier).where(job.c.id.in_(ids)).order_by(job.c.id.desc()).limit(limit)
-    return list(conn.execute(statement).mappings().all())
+    return _readable(conn.execute(statement).mappings())
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,8 @@ def _ids_among_newest(conn: Connection, wish: _Wish, limit: int) -> list[int] | 
 def shown(conn: Connection, job_id: int, grace_multiplier: float) -> RowMapping | None:
     """Return one job's whole row with `alive`, `age_s` and `running_s`; None when there is none."""
     job, _ = tables()
-    return conn.execute(_judged(grace_multiplier).where(job.c.id == job_id)).mappings().first()
+    rows = _readable(conn.execute(_judged(grace_multiplier).where(job.c.id == job_id)).mappings())
+    return rows[0] if rows else None
 
 
 def _judged(grace_multiplier: float) -> Select[Any]:
@@ -174,7 +177,7 @@ def shown_all(conn: Connection, job_ids: Collection[int], grace_multiplier: floa
     """Return the rows of those of `job_ids` that there are, by id, as `shown` has them."""
     job, _ = tables()
     rows = conn.execute(_judged(grace_multiplier).where(job.c.id.in_(job_ids))).mappings()
-    return {row["id"]: row for row in rows}
+    return {row["id"]: row for row in _readable(rows)}
 
 
 def has_type(conn: Connection, job_type: str) -> bool:
@@ -186,21 +189,35 @@ def has_type(conn: Connection, job_type: str) -> bool:
 def types(conn: Connection) -> list[str]:
     """Return the types of the jobs that there are."""
     job, _ = tables()
-    return list(conn.execute(select(job.c.job_type).distinct().order_by(job.c.job_type)).scalars().all())
+    found = conn.execute(select(job.c.job_type).distinct().order_by(job.c.job_type)).scalars()
+    return [text_of(job_type) for job_type in found]
 
 
 def events(conn: Connection, job_id: int) -> list[RowMapping]:
     """Return a job's events, oldest first."""
     _, job_event = tables()
     statement = select(job_event).where(job_event.c.job_id == job_id).order_by(job_event.c.id)
-    return list(conn.execute(statement).mappings().all())
+    return _readable(conn.execute(statement).mappings())
 
 
 def children(conn: Connection, job_id: int) -> list[RowMapping]:
     """Return the rows of the jobs that this one enqueued, oldest first."""
     job, _ = tables()
     statement = select(job).where(job.c.parent_id == job_id).order_by(job.c.id)
-    return list(conn.execute(statement).mappings().all())
+    return _readable(conn.execute(statement).mappings())
+
+
+def _readable(rows: Iterable[RowMapping]) -> list[RowMapping]:
+    """Return rows for people: a blob in a column of text, which SQLite takes, as text."""
+    return [
+        cast(
+            "RowMapping",
+            {key: text_of(held) if isinstance(held, bytes) else held for key, held in row.items()},
+        )
+        if any(isinstance(held, bytes) for held in row.values())
+        else row
+        for row in rows
+    ]
 
 
 def any_live(conn: Connection) -> bool:

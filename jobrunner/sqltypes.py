@@ -1,7 +1,9 @@
 """The types of our columns: UTC, text and JSON that both databases can hold; and the database's clock."""
 
 import datetime as dt
+import json
 import re
+from functools import cache
 from typing import Any
 
 from sqlalchemy import JSON, Boolean, DateTime, Dialect, Float, String, Text, TypeDecorator
@@ -66,6 +68,24 @@ def _parse(text: str) -> dt.datetime:
     return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
+def json_or_text(held: Any) -> Any:
+    """Read a JSON column; what is not JSON, as any client of SQLite may write, reads as the text that it is.
+
+    One row that cannot be read must not keep all others from being read.
+    """
+    try:
+        return json.loads(held)
+    except TypeError:  # SQLite takes '5' for a number
+        return held
+    except (ValueError, RecursionError):
+        return held.decode(errors="backslashreplace") if isinstance(held, bytes) else str(held)
+
+
+def text_of(held: Any) -> str:
+    """Return what a text column holds, readable also where it is a blob."""
+    return held.decode(errors="backslashreplace") if isinstance(held, bytes) else str(held)
+
+
 class StoredText(TypeDecorator[str]):
     """Text of at most `length` characters, in a form that both databases can hold: see `text.storable`.
 
@@ -115,7 +135,7 @@ class StoredJson(TypeDecorator[Any]):
 
 
 class StateType(TypeDecorator[JobState]):
-    """A `JobState`, kept as its word."""
+    """A `JobState`, kept as its word. A word that is none reads as a state that nothing is done about."""
 
     impl = String(16)
     cache_ok = True
@@ -126,7 +146,17 @@ class StateType(TypeDecorator[JobState]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> JobState | None:  # noqa: ARG002
         """Read the word as a state."""
-        return None if value is None else JobState(value)
+        try:
+            return None if value is None else JobState(value)
+        except ValueError:
+            return _unknown_state(text_of(value))
+
+
+@cache
+def _unknown_state(word: str) -> JobState:
+    state = str.__new__(JobState, word)
+    state._name_ = state._value_ = word
+    return state
 
 
 class db_now(FunctionElement[dt.datetime]):  # noqa: N801  # it reads as the SQL function that it is
@@ -153,6 +183,20 @@ class age_s(FunctionElement[float]):  # noqa: N801
 class same_moment(FunctionElement[bool]):  # noqa: N801
     """Whether a column and a parameter are the same time, however finely either was written."""
 
+    inherit_cache = True
+
+
+class at_most(FunctionElement[float]):  # noqa: N801
+    """A number column, or the given number where that is less, or where the column holds none."""
+
+    type = Float()
+    inherit_cache = True
+
+
+class waited_s(FunctionElement[float]):  # noqa: N801
+    """Seconds since the statement's own transaction began, on PostgreSQL: what it spent on waiting."""
+
+    type = Float()
     inherit_cache = True
 
 
@@ -196,14 +240,30 @@ def _in_sqlite(element: db_in, compiler: SQLCompiler, **kw: Any) -> str:
 def _age_postgresql(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
     (when,) = _arguments(element, compiler, **kw)
     # Not extract(): it works in numeric, and judging 10,000 rows takes half as long again. And the
-    # clock is read once for them all.
-    return f"date_part('epoch', (SELECT clock_timestamp()) - {when})"
+    # clock is read once for them all. 'infinity', which any client may write, cannot be subtracted.
+    return f"CASE WHEN isfinite({when}) THEN date_part('epoch', (SELECT clock_timestamp()) - {when}) END"
 
 
 @compiles(age_s, "sqlite")
 def _age_sqlite(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
     (when,) = _arguments(element, compiler, **kw)
     return f"((SELECT julianday('now')) - julianday({when})) * 86400.0"
+
+
+@compiles(at_most, "postgresql")
+def _at_most_postgresql(element: at_most, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"least({', '.join(_arguments(element, compiler, **kw))})"  # NaN is the greatest there
+
+
+@compiles(at_most, "sqlite")
+def _at_most_sqlite(element: at_most, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"min({', '.join(_arguments(element, compiler, **kw))})"  # a text is greater than any number
+
+
+@compiles(waited_s, "postgresql")
+def _waited_postgresql(_element: waited_s, _compiler: SQLCompiler, **_kw: Any) -> str:
+    # Not statement_timestamp(): each message of the extended protocol sets it anew, also after the wait.
+    return "date_part('epoch', clock_timestamp() - transaction_timestamp())"
 
 
 @compiles(is_set, "postgresql")
@@ -226,8 +286,9 @@ def _same_postgresql(element: same_moment, compiler: SQLCompiler, **kw: Any) -> 
 
 @compiles(same_moment, "sqlite")
 def _same_sqlite(element: same_moment, compiler: SQLCompiler, **kw: Any) -> str:
-    left, right = (f"strftime('%Y-%m-%d %H:%M:%f', {side})" for side in _arguments(element, compiler, **kw))
-    return f"{left} = {right}"
+    sides = (f"strftime('%Y-%m-%d %H:%M:%f', {side})" for side in _arguments(element, compiler, **kw))
+    # What is no time reads as 1970 (`UtcDateTime`), and so it must compare.
+    return " = ".join(f"coalesce({side}, '1970-01-01 00:00:00.000')" for side in sides)
 
 
 def alive(

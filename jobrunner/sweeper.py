@@ -1,18 +1,18 @@
 """Finding orphans: a job counts as one only after standing still for a whole grace before our own eyes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
-from jobrunner.errors import DatabaseError, UsageError
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, UsageError
 from jobrunner.logs import get_logger
 from jobrunner.settings import get_settings
 from jobrunner.statements import Claim, Owner, Sighting
@@ -27,20 +27,44 @@ LOOK_S = 0.5
 """Seconds between two looks at a job that may be an orphan, or less for one that beats faster."""
 
 _LEAST_GAP_S = 3.0
+_ROUNDING_S = 1e-6
+_PROMPT_MOST_S = 1.0
+_PROMPT_LEAST_S = 0.25
+_CONFIRMED = 0.5
+"""Heartrates for which an orphan that was handed on must stand still once more: whoever was kept from beating
+tries again within a quarter of one."""
+
+
+def prompt_s(heartrate: float) -> float:
+    """Return within how many seconds a look, or a write, must get through to say anything about a job.
+
+    What holds it up for longer holds up the owner's beat, too.
+    """
+    return min(_PROMPT_MOST_S, max(_PROMPT_LEAST_S, heartrate / 4))
+
+
+def rate_of(row: Mapping[Any, Any]) -> float:
+    """Return the heartrate by which a row is judged, in seconds; of one that cannot be read, a day."""
+    rate = row["heartrate"]
+    if not isinstance(rate, int | float) or not 0 < rate < worklist.LONGEST_RATE_S:
+        return worklist.LONGEST_RATE_S
+    return rate
 
 
 @dataclass(slots=True)
 class _Count:
     sighting: Sighting
-    since_s: float
     looked_s: float
+    still_s: float = 0.0
+    """For how long it has stood still before our eyes."""
 
 
 class StandStill:
     """Counts, on our own clock, how long running jobs have shown no beat.
 
-    By this clock a wrong clock of a host or of the database kills nobody. A look that failed, or came
-    much too late (we were paused), restarts the count: a database outage makes nobody an orphan.
+    By this clock a wrong clock of a host or of the database kills nobody. A look that failed, took too long
+    (`prompt_s`), or came much too late (we were paused), restarts the count: a database that is away, or
+    takes no writes, makes nobody an orphan. So does an act on an orphan that had to wait (`acting`).
     """
 
     def __init__(self, grace_multiplier: float, clock: Callable[[], float] = monotonic_s) -> None:
@@ -48,22 +72,40 @@ class StandStill:
         self._clock = clock
         self._counts: dict[int, _Count] = {}
 
-    def look(self, row: RowMapping) -> Sighting | None:
-        """Take note of a running job's row; its sighting once it has stood still for a whole grace."""
-        now_s = self._clock()
-        seen = Sighting(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"])
+    def look(self, row: RowMapping, took_s: float = 0.0) -> Sighting | None:
+        """Take note of a running job's row; its sighting once it has stood still for a whole grace.
+
+        `took_s`: how long the look took, with the proof that the database takes writes.
+        """
+        now_s, heartrate = self._clock(), rate_of(row)
+        grace_s = heartrate * self._grace
+        gap_s = max(_LEAST_GAP_S, heartrate)
+        seen = Sighting(
+            *(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"]),
+            prompt_s=prompt_s(heartrate),
+            good_until_s=now_s + gap_s,
+        )
         count = self._counts.get(seen.job_id)
-        gap_s = max(_LEAST_GAP_S, row["heartrate"])
-        if count is None or count.sighting != seen or now_s - count.looked_s > gap_s:
-            self._counts[seen.job_id] = _Count(seen, now_s, now_s)
+        if took_s > seen.prompt_s:
+            self._counts.pop(seen.job_id, None)
             return None
+        if count is None or count.sighting != seen or now_s - count.looked_s > gap_s:
+            self._counts[seen.job_id] = _Count(seen, now_s)
+            return None
+        # What happened between two looks is not known: one gap alone is no proof.
+        count.still_s += min(now_s - count.looked_s, max(LOOK_S, grace_s / 2))
         count.looked_s = now_s
-        return seen if now_s - count.since_s >= row["heartrate"] * self._grace else None
+        return seen if count.still_s >= grace_s - _ROUNDING_S else None
 
     def keep(self, job_ids: AbstractSet[int]) -> None:
         """Forget the jobs that are not among these: they beat, or have ended."""
         for job_id in self._counts.keys() - job_ids:
             del self._counts[job_id]
+
+    def forget(self, job_ids: Iterable[int]) -> None:
+        """Count anew for these jobs: an act on them took nothing, or had to wait."""
+        for job_id in job_ids:
+            self._counts.pop(job_id, None)
 
     def restart(self) -> None:
         """Forget all counts: our own view of the database was interrupted."""
@@ -73,8 +115,8 @@ class StandStill:
 class Lookout:
     """Looks at one job, again and again, until it has ended, waits for a runner, or is an orphan.
 
-    A row that somebody holds locked restarts the count, as a look that failed does: its owner lives,
-    perhaps, and cannot beat. Both are logged when they begin.
+    A row that somebody holds locked restarts the count, as does a look that failed, or found that the
+    database takes no writes: its owner lives, perhaps, and cannot beat. Both are logged when they begin.
     """
 
     def __init__(self, job_id: int, grace_multiplier: float) -> None:
@@ -101,16 +143,84 @@ class Lookout:
 
         Raises `DatabaseError` and `JobNotFound`.
         """
+        asked_s = monotonic_s()
         row = statements.get(connection, self._job_id)
         is_running = row["state"] is JobState.RUNNING
-        is_locked = is_running and worklist.is_locked(connection, self._job_id)
+        is_late = is_running and worklist.is_silent(connection, self._job_id)
+        is_locked = is_late and worklist.is_locked(connection, self._job_id)
         if is_locked and not self._is_locked:
             log.warning("the job's row is held locked: its owner may live, and cannot beat", job=self._job_id)
         self._is_locked = is_locked
         if is_locked:
             self._count.restart()
             return row, None
-        return row, self._count.look(row) if is_running else None
+        if is_late:
+            statements.prove_writable(connection, prompt_s(rate_of(row)))
+        return row, self._count.look(row, monotonic_s() - asked_s) if is_running else None
+
+    def restart(self) -> None:
+        """Count anew: an act on what was seen took nothing, or had to wait."""
+        self._count.restart()
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """A write under way that takes over orphans, or declares them lost."""
+
+    connection: Connection
+    asked_s: float
+    """When it was asked for, on the monotonic clock."""
+
+    def still_good(self, seen: Iterable[Sighting]) -> list[Sighting]:
+        """Return those that may be acted on still: what was seen is fresh, and this write did not wait."""
+        now_s = monotonic_s()
+        waited_s = now_s - self.asked_s
+        return [each for each in seen if waited_s <= each.prompt_s and now_s <= each.good_until_s]
+
+
+@contextmanager
+def acting(database: Database) -> Iterator[Acting]:
+    """Give the write in which orphans are taken over, or declared lost: the only way to either.
+
+    It has the write lock of SQLite. Whoever had to wait for that acts on nothing (`Acting.still_good`): the
+    owner had to wait as well, and its beat comes next. What a statement waits for on PostgreSQL, it measures
+    itself (`statements.adopt_many`).
+    """
+    asked_s = monotonic_s()
+    with database.write() as connection:
+        yield Acting(connection, asked_s)
+
+
+def look_at_silent(connection: Connection, most: int) -> list[RowMapping]:
+    """Return the silent jobs (see `worklist.silent`), after a proof that their owners could beat."""
+    statements.prove_writable(connection, _PROMPT_MOST_S)
+    return worklist.silent(connection, most)
+
+
+def confirmed(database: Database, seen: Sighting, within_s: float) -> Sighting | None:
+    """Watch an orphan that another process has sighted stand still once more; None: it does not.
+
+    Between that sighting and now its owner may have been kept from beating, and be about to. Raises
+    `DatabaseError` where the looks still fail after `within_s` seconds.
+    """
+    lookout = Lookout(seen.job_id, _CONFIRMED)
+    until_s = monotonic_s() + within_s
+    while True:
+        look_s = LOOK_S
+        with lookout.trying(), database.read() as connection:
+            row, orphan = lookout.look(connection)
+            if row["state"] is not JobState.RUNNING or _sighting(row) != seen:
+                return None
+            if orphan is not None:
+                return orphan
+            look_s = min(LOOK_S, rate_of(row) / 8)
+        if monotonic_s() > until_s:
+            raise DatabaseUnavailable(f"Job {seen.job_id} cannot be watched: the database takes no writes.")
+        time.sleep(look_s)
+
+
+def _sighting(row: RowMapping) -> Sighting:
+    return Sighting(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"])
 
 
 def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
@@ -168,13 +278,20 @@ def see_off(database: Database, job_id: int) -> JobState:
     lookout = Lookout(job_id, database.settings.grace_multiplier)
     while True:
         look_s = LOOK_S
-        with lookout.trying(), database.write() as connection:
-            row, orphan = lookout.look(connection)
+        with lookout.trying():
+            with database.read() as connection:
+                row, orphan = lookout.look(connection)
             state = JobState(row["state"])
             if state.is_terminal:
                 return state
-            look_s = min(LOOK_S, row["heartrate"] / 4)
+            look_s = min(LOOK_S, rate_of(row) / 4)
             if orphan is not None:
-                statements.lose(connection, orphan, identity.who(), why_lost(row))
-                continue
+                with acting(database) as act:
+                    lost = [
+                        statements.lose(act.connection, each, identity.who(), why_lost(row))
+                        for each in act.still_good([orphan])
+                    ]
+                if any(lost):
+                    continue
+                lookout.restart()
         time.sleep(look_s)

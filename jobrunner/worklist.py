@@ -3,19 +3,21 @@
 These questions are asked again and again: while there is nothing, it is one statement a look.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, exists, func, literal, or_, select
 
 from jobrunner.resources import KEY
-from jobrunner.sqltypes import age_s, alive
+from jobrunner.sqltypes import age_s, alive, at_most
 from jobrunner.statements import may_judge, tables
 from jobrunner.states import JobState
 
 WORKER = "WorkerJob"
 """The job type of workers."""
+LONGEST_RATE_S = 86_400.0
+"""The heartrate in seconds by which a longer one is judged, and one that cannot be read."""
 _MISSED = 1.1  # heartrates, after which a beat is missed: no later, as the grace is counted from that look on
 
 
@@ -39,6 +41,11 @@ class Waiting:
     is_held: bool
     count: int
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the columns that say what they need hold no text, as any client of SQLite may write."""
+        return any(isinstance(held, bytes) for held in (self.job_type, self.connection, self.host_id))
+
 
 def todo(conn: Connection) -> Todo:
     """Ask whether any job waits, and whether any running one has missed a beat, in one statement."""
@@ -52,8 +59,9 @@ def todo(conn: Connection) -> Todo:
 def _has_missed_a_beat() -> Any:
     """Return the condition that a running job may be an orphan; whether it is one, our own clock says."""
     job, _ = tables()
-    age = age_s(job.c.latest_heartbeat)
-    is_late = or_(age > _MISSED * job.c.heartrate, age < -job.c.heartrate)
+    age, rate = age_s(job.c.latest_heartbeat), at_most(job.c.heartrate, LONGEST_RATE_S)
+    # Of a time that cannot be read there is no age: no owner has written it, so nobody beats.
+    is_late = or_(age > _MISSED * rate, age < -rate, age.is_(None))
     return (job.c.state == JobState.RUNNING) & is_late & may_judge()
 
 
@@ -66,10 +74,35 @@ def waiting(conn: Connection) -> list[Waiting]:
     return [Waiting(*row) for row in conn.execute(statement)]
 
 
+def unreadable(conn: Connection, most: int) -> list[int]:
+    """Return the ids of queued jobs whose needs cannot be read: on SQLite, blobs may stand there."""
+    if conn.dialect.name != "sqlite":
+        return []
+    job, _ = tables()
+    columns = (job.c.job_type, job.c.connection, job.c.host_id)
+    is_blob = or_(*(func.typeof(column) == "blob" for column in columns))
+    statement = select(job.c.id).where(job.c.state == JobState.QUEUED, is_blob)
+    return list(conn.execute(statement.order_by(job.c.id).limit(most)).scalars())
+
+
+def candidates(
+    conn: Connection, job_type: str, connection: str | None, without: Collection[int], most: int
+) -> list[tuple[int, str | None]]:
+    """Return the oldest queued jobs of a type and a connection, but for some: (id, host_id)."""
+    job, _ = tables()
+    statement = select(job.c.id, job.c.host_id).where(
+        job.c.state == JobState.QUEUED,
+        job.c.job_type == job_type,
+        job.c.connection.is_not_distinct_from(connection),
+        job.c.id.not_in(without),
+    )
+    return [(job_id, host_id) for job_id, host_id in conn.execute(statement.order_by(job.c.id).limit(most))]
+
+
 def asked(conn: Connection, job_types: list[str]) -> list[tuple[str, str | None]]:
     """Return what queued jobs with code, of these types, ask for: (type, resources as text) each once."""
     job, _ = tables()
-    statement = select(job.c.job_type, _resources()).distinct()
+    statement = select(job.c.job_type, _resources(conn)).distinct()
     statement = statement.where(job.c.state == JobState.QUEUED, job.c.job_type.in_(job_types))
     return [(job_type, text) for job_type, text in conn.execute(statement)]
 
@@ -82,14 +115,16 @@ def queued(
     statement = select(job).where(
         job.c.state == JobState.QUEUED,
         job.c.job_type.in_(job_types),
-        func.coalesce(_resources(), "").in_([text or "" for text in resources]),
+        func.coalesce(_resources(conn), "").in_([text or "" for text in resources]),
     )
     return list(conn.execute(statement.order_by(job.c.id).limit(most)).mappings())
 
 
-def _resources() -> ColumnElement[str | None]:
+def _resources(conn: Connection) -> ColumnElement[str | None]:
     job, _ = tables()
-    return cast("ColumnElement[str | None]", job.c.spec[KEY].as_string())
+    asked = cast("ColumnElement[str | None]", job.c.spec[KEY].as_string())
+    # SQLite ends the whole statement where one row holds no JSON.
+    return asked if conn.dialect.name != "sqlite" else case((func.json_valid(job.c.spec), asked))
 
 
 def silent(conn: Connection, most: int) -> list[RowMapping]:
@@ -108,17 +143,21 @@ def silent(conn: Connection, most: int) -> list[RowMapping]:
     return list(conn.execute(_unless_locked(conn, statement)).mappings())
 
 
-def is_locked(conn: Connection, job_id: int) -> bool:
-    """Whether a running job has missed a beat, and is none of the `silent` as its row is held locked.
+def is_silent(conn: Connection, job_id: int) -> bool:
+    """Whether a running job has missed a beat."""
+    job, _ = tables()
+    return conn.execute(select(job.c.id).where(job.c.id == job_id, _has_missed_a_beat())).first() is not None
 
-    The row of a job that beats is not locked in order to ask: its next beat would pass over it.
+
+def is_locked(conn: Connection, job_id: int) -> bool:
+    """Whether a running job is none of the `silent`, though it has missed a beat, as its row is held locked.
+
+    Not for a job that beats: asking locks the row, and its next beat would pass over it.
     """
     if conn.dialect.name != "postgresql":
         return False
     job, _ = tables()
     one = select(job.c.id).where(job.c.id == job_id)
-    if conn.execute(one.where(_has_missed_a_beat())).first() is None:
-        return False
     return conn.execute(_unless_locked(conn, one)).first() is None
 
 
@@ -139,3 +178,9 @@ def workers(conn: Connection, grace_multiplier: float) -> list[RowMapping]:
         alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier),
     )
     return list(conn.execute(statement.order_by(job.c.id)).mappings())
+
+
+def number_in(held: Any, key: str) -> int:
+    """Return a count that a worker's row tells of itself; 0 where it says nothing that can be read."""
+    count = held.get(key) if isinstance(held, Mapping) else None
+    return count if isinstance(count, int) and count >= 0 else 0

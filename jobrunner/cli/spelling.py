@@ -64,14 +64,13 @@ def why_waiting(
     """
     if not workers:
         return "no worker is alive; `jobrunner worker` starts one"
-    asked = [(spec or {}).get("resources") or {}]
+    asked = [(spec.get("resources") if isinstance(spec, Mapping) else None) or {}]
     refusals: dict[str, list[int]] = {}
     for worker in workers:
-        refused = (worker["detail"] or {}).get("unserved", [])
         why = next(
             (
                 why
-                for kind, name, why, *resources in refused
+                for kind, name, why, *resources in _unserved_by(worker)
                 if (kind, name) == (job_type, connection) and resources in ([], asked)
             ),
             None,
@@ -80,6 +79,15 @@ def why_waiting(
             return None
         refusals.setdefault(why, []).append(worker["id"])
     return "; ".join(f"{_who_does_not(ids)} take it: {why}" for why, ids in refusals.items())
+
+
+def _unserved_by(worker: Mapping[Any, Any]) -> Iterator[list[Any]]:
+    """Yield what a worker's row says that it does not take, as far as it can be read."""
+    detail = worker["detail"]
+    told = detail.get("unserved") if isinstance(detail, Mapping) else None
+    for each in told if isinstance(told, list) else ():
+        if isinstance(each, list) and len(each) >= 3 and isinstance(each[2], str):  # noqa: PLR2004  # type, connection, why
+            yield each
 
 
 def _who_does_not(worker_ids: Sequence[int]) -> str:
@@ -93,7 +101,8 @@ def beat(row: Mapping[Any, Any]) -> str:
     """Return whether a running job beats, and how long ago it did: `alive 2s`, `silent 5m03s`."""
     if row["state"] != JobState.RUNNING:
         return ""
-    return f"{'alive' if row['alive'] else 'silent'} {duration(row['age_s'])}"
+    how_long = "" if row["age_s"] is None else f" {duration(row['age_s'])}"
+    return f"{'alive' if row['alive'] else 'silent'}{how_long}"
 
 
 def ago(seconds: float | None) -> str:
@@ -103,7 +112,7 @@ def ago(seconds: float | None) -> str:
 
 def elapsed_s(row: Mapping[Any, Any]) -> float | None:
     """Return how long the job has run, or ran; None before its start."""
-    if row["start_date"] is None:
+    if row["start_date"] is None or (row["end_date"] is None and row["running_s"] is None):
         return None
     if row["end_date"] is not None:
         return float((row["end_date"] - row["start_date"]).total_seconds())

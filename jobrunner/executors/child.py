@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import RowMapping
 
 from jobrunner import registry, statements
 from jobrunner.clock import monotonic_s
@@ -31,6 +31,7 @@ from jobrunner.retry import Retry
 from jobrunner.settings import configure
 from jobrunner.statements import Claim, Owner, Sighting, new_owner
 from jobrunner.states import JobState
+from jobrunner.sweeper import acting, confirmed
 
 log = get_logger(__name__)
 
@@ -121,8 +122,8 @@ def _claimed(order: Order) -> tuple[Database, Claim, RowMapping] | None:
     while True:
         try:
             database = get_database()
-            with database.write() as connection:
-                _claim(connection, order, owner)
+            _claim(database, order, owner)
+            with database.read() as connection:
                 row = statements.get_or_none(connection, order.job_id)
         except DatabaseUnavailable as error:
             if monotonic_s() >= until_s:
@@ -137,11 +138,18 @@ def _claimed(order: Order) -> tuple[Database, Claim, RowMapping] | None:
         return database, Claim(order.job_id, owner.runner_id, row["claims"]), row
 
 
-def _claim(connection: Connection, order: Order, owner: Owner) -> Claim | None:
+def _claim(database: Database, order: Order, owner: Owner) -> None:
     seen = order.sighting()
     if seen is None:
-        return statements.claim_queued(connection, order.job_id, owner)
-    return statements.adopt(connection, seen, owner)
+        with database.write() as connection:
+            statements.claim_queued(connection, order.job_id, owner)
+        return
+    orphan = confirmed(database, seen, CLAIM_WITHIN_S)
+    if orphan is None:
+        return
+    with acting(database) as act:
+        for each in act.still_good([orphan]):
+            statements.adopt(act.connection, each, owner)
 
 
 def _made(row: Any, imports: tuple[str, ...]) -> BaseJob:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from jobrunner import statements
 from jobrunner.database import Database, get_database
@@ -16,9 +16,9 @@ from jobrunner.logs import get_logger
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.rows import is_stored, refresh, store
 from jobrunner.runner import Runner
-from jobrunner.statements import Claim, Owner, new_owner
+from jobrunner.statements import Claim, Owner, Sighting, new_owner
 from jobrunner.states import JobState
-from jobrunner.sweeper import LOOK_S, Lookout, check_servable, claim, lose_with_its_host, see_off
+from jobrunner.sweeper import LOOK_S, Lookout, acting, check_servable, claim, lose_with_its_host, see_off
 
 log = get_logger(__name__)
 
@@ -195,12 +195,22 @@ class _Watch:
             return state
         if state is JobState.RUNNING and orphan is None:
             return None
-        with self._database.write() as connection:
-            if orphan is not None and lose_with_its_host(connection, row, orphan):
-                return JobState.LOST
-            check_servable(self.job, row["host_id"])
-            claimed = claim(connection, row, self._owner, orphan)
-            return None if claimed is None else (claimed, statements.get(connection, self.job.id))
+        taken: Taken | JobState | None = None
+        with acting(self._database) as act:
+            if orphan is None or act.still_good([orphan]):
+                taken = self._take(act.connection, row, orphan)
+        if taken is None:
+            lookout.restart()
+        return taken
+
+    def _take(
+        self, connection: Connection, row: RowMapping, orphan: Sighting | None
+    ) -> Taken | JobState | None:
+        if orphan is not None and lose_with_its_host(connection, row, orphan):
+            return JobState.LOST
+        check_servable(self.job, row["host_id"])
+        claimed = claim(connection, row, self._owner, orphan)
+        return None if claimed is None else (claimed, statements.get(connection, self.job.id))
 
     def _has_started(self) -> None:
         self._on_started(self.job.id)

@@ -11,6 +11,7 @@ from jobrunner.statements.ending import End, end, end_many, judged_by, release, 
 from jobrunner.statements.holding import HELD, free, held_rows, hold_live, say_held
 from jobrunner.statements.killing import begin_cancel, request_kill
 from jobrunner.statements.observing import Sight, observe_many, tell
+from jobrunner.statements.probing import prove_writable
 from jobrunner.statements.pruning import prune
 from jobrunner.statements.submitting import (
     begin_submit,
@@ -72,6 +73,7 @@ __all__ = [
     "new_runner_id",
     "now",
     "observe_many",
+    "prove_writable",
     "prune",
     "record_submitted",
     "release",

@@ -7,19 +7,20 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     DateTime,
+    Float,
     RowMapping,
     Update,
     and_,
+    bindparam,
     false,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
 )
 
-from jobrunner.sqltypes import db_now, same_moment
+from jobrunner.sqltypes import db_now, same_moment, waited_s
 from jobrunner.statements.given import json_of
 from jobrunner.statements.table import (
     Claim,
@@ -66,24 +67,19 @@ def claim_queued(conn: Connection, job_id: int, owner: Owner, host_id: str | Non
 def adopt(conn: Connection, seen: Sighting, owner: Owner, host_id: str | None = None) -> Claim | None:
     """Take over a running job that still stands exactly as it was seen; None when it does not.
 
-    The caller has watched it stand still for a whole grace on his own clock (PROTOCOL 6).
-    `host_id`: as for `claim_queued`.
+    The caller has watched it stand still for a whole grace on its own clock (PROTOCOL 6).
+    `host_id`: as for `claim_queued`. Also as `adopt_many`.
     """
-    job, _ = tables()
-    guard = [*_stands_as(seen), job.c.adoptable, may_claim(owner, host_id)]
-    return _claim(conn, seen.job_id, owner, JobState.RUNNING, guard, "adopted from a silent runner")
+    rows = adopt_many(conn, [seen], owner, [] if host_id is None else [host_id])
+    return Claim(seen.job_id, owner.runner_id, rows[0]["claims"]) if rows else None
 
 
 def lose(conn: Connection, seen: Sighting, actor: str, message: str) -> bool:
     """End as `lost` an orphan that nobody can adopt; False when it does not stand as it was sighted.
 
-    The same watching comes before it as before an adoption.
+    The same watching comes before it as before an adoption. Also as `lose_many`.
     """
-    job, _ = tables()
-    statement = update(job).where(*_stands_as(seen), may_judge())
-    values = {"state": JobState.LOST, "end_date": db_now(), "message": message}
-    event = (JobState.RUNNING, JobState.LOST, actor, message)
-    return with_event(conn, statement.values(values), *event) is not None
+    return bool(lose_many(conn, {seen: message}, actor))
 
 
 def claim_many(
@@ -92,14 +88,18 @@ def claim_many(
     served: Collection[tuple[str, str | None]],
     most: int,
     host_ids: Collection[str] = (),
+    without: Collection[int] = (),
 ) -> list[RowMapping]:
     """Claim at most `most` queued jobs of the types and connections `served`, oldest first.
 
-    Returns their rows. `host_ids`: other hosts that this one can serve, beside its own. Rows that others
+    Returns their rows. `host_ids`: other hosts that this one can serve, beside its own. `without`: jobs that
+    are left alone. Rows that others
     are about to claim are passed over, on PostgreSQL, so that several who claim share what there is.
     """
     job, _ = tables()
     guard = and_(job.c.state == JobState.QUEUED, may_claim(owner, *host_ids), _is_of(served))
+    if without:
+        guard = and_(guard, job.c.id.not_in(without))
     some = select(job.c.id).where(guard).order_by(job.c.id).limit(most)
     if conn.dialect.name == "postgresql":
         some = some.with_for_update(key_share=True, skip_locked=True)
@@ -115,27 +115,32 @@ def adopt_many(
 ) -> list[RowMapping]:
     """Take over those of these jobs that still stand as they were sighted, and return their rows.
 
-    As `adopt`, in one statement. A row that somebody holds locked is left for the next time.
+    As `adopt`, in one statement. A row that somebody holds locked is left for the next time, and so are
+    all of them where the statement had to wait for longer than `Sighting.prompt_s`: on PostgreSQL it measures
+    that itself, on SQLite the caller does, who holds the write lock by then (`sweeper.acting`).
     """
     if not seen:
         return []
     job, _ = tables()
     statement = _of_sighted(conn.dialect.name).where(job.c.adoptable, may_claim(owner, *host_ids))
     why = "adopted from a silent runner"
-    return _claimed(conn, statement, owner, JobState.RUNNING, why, rows=_sightings(seen))
+    return _claimed(
+        conn, statement, owner, JobState.RUNNING, why, rows=_sightings(seen), **_within(conn, seen)
+    )
 
 
 def lose_many(conn: Connection, seen: Mapping[Sighting, str], actor: str) -> list[int]:
     """End as `lost` those that still stand as they were sighted, each with its message; return their ids.
 
-    As `lose`, in one statement.
+    As `lose`, in one statement, and as `adopt_many` where it had to wait.
     """
     if not seen:
         return []
     statement = _of_sighted(conn.dialect.name, with_message=True).where(may_judge())
     statement = statement.values(state=JobState.LOST, end_date=db_now())
     rows = _sightings(seen, seen.values())
-    return with_events(conn, statement, JobState.RUNNING, JobState.LOST, actor, None, rows=rows)
+    within = _within(conn, seen)
+    return with_events(conn, statement, JobState.RUNNING, JobState.LOST, actor, None, rows=rows, **within)
 
 
 def _is_of(served: Collection[tuple[str, str | None]]) -> Any:
@@ -155,10 +160,17 @@ def _sightings(seen: Iterable[Sighting], messages: Iterable[str] | None = None) 
     return json_of([[*row, message] for row, message in zip(each, said, strict=True)])
 
 
+def _within(conn: Connection, seen: Iterable[Sighting]) -> dict[str, float]:
+    """Return the parameter of a statement of `_of_sighted`: for how many seconds it may have waited."""
+    return {"within": min(each.prompt_s for each in seen)} if conn.dialect.name == "postgresql" else {}
+
+
 @cache
 def _of_sighted(dialect: str, *, with_message: bool = False) -> Update:
     """Return an update of the jobs in the parameter `rows`, as far as they stand as they were sighted."""
     job, _ = tables()
+    # A lock on the table is waited for before this is evaluated; the owner's beat has waited for it as well.
+    is_prompt = [waited_s() <= bindparam("within", type_=Float)] if dialect == "postgresql" else []
     statement, said = of_given(
         dialect,
         ("job_id", "runner_id", "claims", "latest_heartbeat", "message"),
@@ -166,6 +178,7 @@ def _of_sighted(dialect: str, *, with_message: bool = False) -> Update:
         lambda said: [
             job.c.runner_id.is_not_distinct_from(said["runner_id"]),
             same_moment(job.c.latest_heartbeat, said["latest_heartbeat"]),
+            *is_prompt,
         ],
         ("message",),
     )
@@ -181,17 +194,6 @@ def _claimed(
     ids = with_events(conn, claims, *event, **parameters)
     # Somebody may have claimed one again since.
     return [row for row in get_many(conn, ids) if row["runner_id"] == owner.runner_id] if ids else []
-
-
-def _stands_as(seen: Sighting) -> list[Any]:
-    job, _ = tables()
-    return [
-        job.c.id == seen.job_id,
-        job.c.state == JobState.RUNNING,
-        job.c.runner_id.is_not_distinct_from(seen.runner_id),
-        job.c.claims == seen.claims,
-        same_moment(job.c.latest_heartbeat, literal(seen.latest_heartbeat, job.c.latest_heartbeat.type)),
-    ]
 
 
 def _claim(

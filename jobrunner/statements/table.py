@@ -1,10 +1,11 @@
 """What all statements stand on: the tables, an owner, a claim, the fence, and a change with its event."""
 
 import datetime as dt
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -115,6 +116,10 @@ class Sighting:
     runner_id: str | None
     claims: int
     latest_heartbeat: dt.datetime
+    prompt_s: float = field(default=math.inf, compare=False)
+    """Seconds for which a write that acts on it may wait: what holds it up holds up the owner's beat, too."""
+    good_until_s: float = field(default=math.inf, compare=False)
+    """Until when it may be acted on, on the monotonic clock of the process that made it."""
 
 
 @cache

@@ -1,16 +1,31 @@
 """Queued jobs: a worker claims its share of those to watch, and starts those that run their own code."""
 
 import random
+from collections.abc import Hashable, Mapping
 
-from jobrunner import statements, worklist
-from jobrunner.errors import UsageError
+from sqlalchemy import Connection, RowMapping
+
+from jobrunner import identity, statements, worklist
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, UsageError
+from jobrunner.executors.resting import Resting
+from jobrunner.logs import get_logger
 from jobrunner.resources import parsed, resources_in
+from jobrunner.soundness import why_unreadable
+from jobrunner.statements import Owner
+from jobrunner.states import JobState
 from jobrunner.worker.means import Means
-from jobrunner.worker.serving import Served, Unserved
+from jobrunner.worker.serving import Kind, Served, Unserved
+from jobrunner.worker.share import divided
 from jobrunner.worker.taking import Taking
 from jobrunner.worker.telling import Telling
 
+log = get_logger(__name__)
+
 _STEPS_MOST = 3_000  # jobs on their way to their submission: each must come to it within its step's time
+_KINDS_MOST = 20  # types and connections of which jobs are claimed in one round: each is a statement
+_ALONE_MOST = 50  # jobs that are claimed one by one in one round
+_UNREADABLE_MOST = 100
+_FIRST_REST_S = 2.0
 
 
 class Claiming:
@@ -20,12 +35,19 @@ class Claiming:
         self._means = means
         self._taking = taking
         self._telling = telling
+        self._refused: Resting[int] = Resting()
+        """Jobs of which the database refused the claim, for what their rows hold."""
+        self.is_held_back = False
+        """Whether more waits than may be on its way now, for connections that do take jobs."""
 
     async def claim(self) -> int:
         """Take some of the queued jobs, and return how many. Raises `DatabaseError`."""
         served = self._means.serving.of(await self._means.read(worklist.waiting))
         self._telling.unserved = served.unserved
-        took = 0
+        took, self.is_held_back = 0, False
+        if served.unreadable:
+            for job_id in await self._means.read(worklist.unreadable, _UNREADABLE_MOST):
+                await self._end_unread(job_id, "its job_type, connection or host_id holds a blob, not a text")
         if served.monitored:
             took += await self._claim_monitored(served)
         if served.coded:
@@ -33,12 +55,56 @@ class Claiming:
         return took
 
     async def _claim_monitored(self, served: Served) -> int:
-        means, runner = self._means, self._means.runner
-        most = min(await self._taking.share(served.count), _STEPS_MOST - runner.steps)
+        windows = self._taking.windows
+        rooms = self._rooms(served.monitored)
+        on_their_way = self._means.runner.steps - windows.slow
+        most = min(await self._taking.share(sum(rooms.values())), _STEPS_MOST - on_their_way)
         if most <= 0:
             return 0
-        rows = await means.write(statements.claim_many, runner.owner, served.monitored, most, served.host_ids)
-        return await self._taking.own(rows)
+        took = 0
+        for kind, part in divided(most, rooms).items():
+            took += await self._taking.own(await self._claimed(kind, part, served.host_ids))
+        return took
+
+    def _rooms(self, waiting: Mapping[Kind, int]) -> dict[Kind, int]:
+        """Return how many jobs of each kind may be claimed now: a connection that takes none gets no more."""
+        windows, serving = self._taking.windows, self._means.serving
+        of_group: dict[Hashable, dict[Kind, int]] = {}
+        for kind, count in waiting.items():
+            of_group.setdefault(serving.group_of(*kind), {})[kind] = count
+        rooms: dict[Kind, int] = {}
+        for group, kinds in of_group.items():
+            why = windows.why_full(group)
+            if why is not None:
+                self._telling.unserved += [Unserved(*kind, why) for kind in kinds]
+            elif windows.room(group) < sum(kinds.values()):
+                self.is_held_back = True
+            rooms |= divided(windows.room(group), kinds)
+        # At random, where they are too many for one round.
+        return rooms if len(rooms) <= _KINDS_MOST else dict(random.sample(list(rooms.items()), _KINDS_MOST))
+
+    async def _claimed(self, kind: Kind, most: int, host_ids: list[str]) -> list[RowMapping]:
+        """Claim jobs of one kind: together, and one by one where a row among them spoils that."""
+        means, owner = self._means, self._means.runner.owner
+        resting = self._refused.resting()
+        try:
+            return await means.write(statements.claim_many, owner, [kind], most, host_ids, resting)
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError as error:
+            log.debug("jobs are claimed one by one", kind=kind, error=error)
+        rows = []
+        for job_id, host_id in await means.read(worklist.candidates, *kind, resting, min(most, _ALONE_MOST)):
+            try:
+                row = await means.write(_claim_one, job_id, owner, host_id)
+            except DatabaseUnavailable:
+                raise
+            except DatabaseError as error:
+                if self._refused.rest(job_id) <= _FIRST_REST_S:
+                    log.error("a job cannot be claimed for what its row holds", job=job_id, error=error)
+                continue
+            rows += [] if row is None else [row]
+        return rows
 
     async def _start_code(self, job_types: list[str]) -> None:
         code = self._means.code
@@ -55,6 +121,10 @@ class Claiming:
         fit = [row for row in rows if row["id"] not in code.by_job and not code.is_resting(row["id"])]
         # At random among the oldest: others who choose at the same time shall choose differently.
         for row in random.sample(fit, len(fit)):
+            why = why_unreadable(row, is_monitored=False)
+            if why is not None:
+                await self._end_unread(row["id"], why)
+                continue
             resources = resources_in(row["spec"])
             if code.has_room_for(resources):
                 await code.start(row["id"], None, resources)
@@ -63,6 +133,32 @@ class Claiming:
         """Return why code that asks for these resources is not run here, and the resources."""
         try:
             resources = parsed(text)
-        except (UsageError, ValueError) as error:
+        except (UsageError, ValueError, RecursionError) as error:
             return f"what it asks for cannot be read: {error}", {}
         return self._means.code.why_not(resources), resources
+
+    async def _end_unread(self, job_id: int, why: str) -> None:
+        if self._refused.is_resting(job_id):
+            return
+        try:
+            if await self._means.write(_fail_one, job_id, self._means.runner.owner, why):
+                log.error("a job cannot be read: it ends", job=job_id, why=why)
+            else:  # it is bound to another host, or somebody was first
+                self._refused.rest(job_id)
+        except DatabaseUnavailable:
+            raise
+        except DatabaseError as error:
+            if self._refused.rest(job_id) <= _FIRST_REST_S:
+                log.error("a job cannot be read, nor ended", job=job_id, why=why, error=error)
+
+
+def _claim_one(connection: Connection, job_id: int, owner: Owner, host_id: str | None) -> RowMapping | None:
+    served = host_id if identity.can_serve(host_id) else None
+    claim = statements.claim_queued(connection, job_id, owner, served)
+    return None if claim is None else statements.get(connection, job_id)
+
+
+def _fail_one(connection: Connection, job_id: int, owner: Owner, why: str) -> bool:
+    """End a queued job as failed: it is claimed for that, as every end is an owner's."""
+    claim = statements.claim_queued(connection, job_id, owner)
+    return claim is not None and statements.end(connection, claim, JobState.FAILED, why)

@@ -3,6 +3,8 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from jobrunner import registry, statements, worklist
@@ -37,7 +39,17 @@ LOOK_S = 1.5
 """Seconds between two looks while there is nothing to take."""
 _NEXT_S = 0.02  # ... and while there is
 _ROUND_S = 30.0  # beyond the database's own deadline: a round that takes longer makes no progress
+_SOON_S = 0.1  # ... and while there is more than may be on its way
+_IO_THREADS, _LOOK_THREADS = 32, 2
 _END_S = 10.0  # how long a worker that stops tries to say so in the database
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads that are not waited for at the end of a worker."""
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self.shutdown(wait=False, cancel_futures=True)
 
 
 class Worker:
@@ -83,7 +95,12 @@ class Worker:
             progress_by_s=monotonic_s() + self._round_s(),
         )
         notifier = Notifier(self.is_well)
-        with heard(self._stop.on_signal):
+        # Few threads by default: names that are slow to resolve, or disks that hang, would keep all waiting.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_IO_THREADS, "jobrunner-io"))
+        with (
+            heard(self._stop.on_signal),
+            closing(_Threads(_LOOK_THREADS, "jobrunner-worker")) as self._threads,
+        ):
             async with Runner(self._database, self._owner) as self._runner:
                 self._code = self._code_jobs()
                 self._set_up()
@@ -103,12 +120,12 @@ class Worker:
         return Children(self._database, named, runner.persist, spec["imports"], spec["processes"])
 
     def _set_up(self) -> None:
-        means = Means(self._runner, self._code, self._serving, self._itself, self._capacity)
+        means = Means(*(self._runner, self._code, self._serving, self._itself, self._capacity, self._threads))
         self._means = means
         self._telling = Telling(means, self._stop)
-        taking = Taking(means, self._telling)
-        self._claiming = Claiming(means, taking, self._telling)
-        self._sweeping = Sweeping(means, taking, self._stop)
+        self._taking = Taking(means, self._telling)
+        self._claiming = Claiming(means, self._taking, self._telling)
+        self._sweeping = Sweeping(means, self._taking, self._stop)
 
     def stop(self, message: str) -> None:
         """Take nothing more, give the jobs back, and end; the first reason stands."""
@@ -141,7 +158,14 @@ class Worker:
                 took = await self._guarded("look", self._round)
             self._rounds += 1
             notifier.ready(f"watching {counted(len(self._runner.jobs), 'job')}")
-            await self._stop.wait(_NEXT_S if took else LOOK_S * random.uniform(0.9, 1.0))  # noqa: S311
+            await self._stop.wait(self._pause_s(took))
+
+    def _pause_s(self, took: int) -> float:
+        if took:
+            return _NEXT_S
+        if self._claiming.is_held_back:
+            return min(_SOON_S, LOOK_S)
+        return LOOK_S * random.uniform(0.9, 1.0)  # noqa: S311  # jitter, not a secret
 
     async def _ask_to_go_on(self) -> None:
         why = None if self._job.why_stop is None else await asyncio.to_thread(self._job.why_stop)
@@ -151,10 +175,13 @@ class Worker:
     async def _round(self) -> int:
         """Look, and take what there is for us; return how many jobs were taken."""
         todo = await self._means.read(worklist.todo)
+        self._taking.windows.settle()
         took = 0
         self._telling.unserved = []
         if todo.has_queued:
             took += await self._guarded("claim", self._claiming.claim)
+        else:
+            self._claiming.is_held_back = False
         if todo.has_silent:
             took += await self._guarded("sweep", lambda: self._sweeping.sweep(LOOK_S))
         else:

@@ -1,13 +1,18 @@
 """What the parts of a worker work with: its runner, its place for code, what it can serve, the database."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
+
+from sqlalchemy import Connection
 
 from jobrunner.executors.base import CodeJobs
 from jobrunner.owned import OwnProcess
 from jobrunner.runner import Runner
+from jobrunner.statements import Sighting
+from jobrunner.sweeper import acting
 from jobrunner.worker.serving import Serving
 
 _T = TypeVar("_T")
@@ -24,6 +29,8 @@ class Means:
     """The worker's own row."""
     capacity: int
     """Monitor jobs that it watches at most."""
+    threads: Executor
+    """The worker's own: whatever hangs on the event loop's threads must not keep it from looking."""
 
     @property
     def is_fenced(self) -> bool:
@@ -38,7 +45,7 @@ class Means:
             with self.runner.database.read() as connection:
                 return ask(connection, *args)
 
-        return await asyncio.to_thread(read)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, read)
 
     async def write(self, write: Callable[..., _T], *args: object) -> _T:
         """Write on a thread that is not the runner's: there it would wait behind all submissions.
@@ -50,4 +57,19 @@ class Means:
             with self.runner.database.write() as connection:
                 return write(connection, *args)
 
-        return await asyncio.to_thread(do)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, do)
+
+    async def act(
+        self, seen: Iterable[Sighting], write: Callable[[Connection, list[Sighting]], list[_T]]
+    ) -> list[_T]:
+        """Have a write take over orphans, or declare them lost, those that may be acted on by then.
+
+        Returns nothing where it had to wait for too long. Raises `DatabaseError`.
+        """
+
+        def do() -> list[_T]:
+            with acting(self.runner.database) as act:
+                good = act.still_good(seen)
+                return write(act.connection, good) if good else []
+
+        return await asyncio.get_running_loop().run_in_executor(self.threads, do)

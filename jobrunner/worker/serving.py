@@ -1,6 +1,6 @@
 """What this process can serve: the types that it can load, the connections that it has, its own host."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,10 @@ from jobrunner.settings import Settings
 from jobrunner.statements import PROTOCOL
 from jobrunner.worklist import WORKER, Waiting
 
+Kind = tuple[str, str | None]
+"""A job type, and the connection that the row names."""
+
+_VERDICTS_MOST = 10_000  # connections are text in rows: anybody may write any number of them
 _AGAIN_S = 60.0  # what could not be served is tried again after this: an extra may be installed meanwhile
 
 
@@ -35,16 +39,16 @@ class Unserved:
 class Served:
     """Of what waits, what can be served here."""
 
-    monitored: list[tuple[str, str | None]]
-    """The types and connections of monitor jobs."""
+    monitored: dict[Kind, int]
+    """The types and connections of monitor jobs, and how many of each wait."""
     coded: list[str]
     """The types of jobs that run their own code."""
     host_ids: list[str]
     """Hosts to which some of them are bound, and which can be served from here."""
-    count: int
-    """How many jobs that are, all in all."""
     unserved: list[Unserved]
     """Those that cannot be served, each with the reason."""
+    unreadable: bool = False
+    """Whether of some not even the type can be read."""
 
 
 class Serving:
@@ -70,29 +74,32 @@ class Serving:
         self._clock = clock
         self._watches = watches
         self._runs_code = runs_code
-        self._verdicts: dict[tuple[str, str | None], tuple[float, str | None]] = {}
+        self._verdicts: dict[Kind, tuple[float, str | None]] = {}
 
     def of(self, waiting: Iterable[Waiting]) -> Served:
         """Tell what of the jobs that wait can be served."""
-        monitored: dict[tuple[str, str | None], None] = {}
+        monitored: dict[Kind, int] = {}
         coded: dict[str, None] = {}
         hosts: dict[str, None] = {}
-        unserved: dict[tuple[str, str | None], str] = {}
-        count = 0
+        unserved: dict[Kind, str] = {}
+        unreadable = False
         for each in waiting:
+            if each.is_unreadable:
+                unreadable = True
+                continue
             why = self.why_not(each.job_type, each.connection) or not_here(each)
             if why is not None:
                 unserved[each.job_type, each.connection] = why
                 continue
-            count += each.count
             if each.host_id is not None:
                 hosts[each.host_id] = None
             if self.is_monitored(each.job_type):
-                monitored[each.job_type, each.connection] = None
+                kind = each.job_type, each.connection
+                monitored[kind] = monitored.get(kind, 0) + each.count
             else:
                 coded[each.job_type] = None
         refused = [Unserved(*kind, why) for kind, why in unserved.items()]
-        return Served(list(monitored), list(coded), list(hosts), count, refused)
+        return Served(monitored, list(coded), list(hosts), refused, unreadable)
 
     def is_monitored(self, job_type: str) -> bool:
         """Whether jobs of this type are watched; the others run their own code."""
@@ -104,12 +111,24 @@ class Serving:
         known = self._verdicts.get((job_type, connection))
         if known is None or known[0] < self._clock():
             why = self._why_not(job_type, connection)
-            known = self._verdicts[job_type, connection] = (self._clock() + _AGAIN_S, why)
+            known = self._note(job_type, connection, why)
         return known[1]
+
+    def group_of(self, job_type: str, connection: str | None) -> Hashable:
+        """Return what jobs that share one way to the outside have in common, of monitor jobs served here."""
+        job_class: Any = class_of(job_type)
+        name, _ = self._settings.connection(connection, job_class.backend_kind)
+        return getattr(job_class.make_backend, "__func__", job_class), name
 
     def refuse(self, job_type: str, connection: str | None, why: str) -> None:
         """Take note that such a job could not be served after all: it is left alone for a while."""
-        self._verdicts[job_type, connection] = (self._clock() + _AGAIN_S, why)
+        self._note(job_type, connection, why)
+
+    def _note(self, job_type: str, connection: str | None, why: str | None) -> tuple[float, str | None]:
+        if len(self._verdicts) >= _VERDICTS_MOST:
+            self._verdicts.clear()
+        verdict = self._verdicts[job_type, connection] = (self._clock() + _AGAIN_S, why)
+        return verdict
 
     def _why_not(self, job_type: str, connection: str | None) -> str | None:
         if job_type == WORKER:

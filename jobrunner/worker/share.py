@@ -1,7 +1,10 @@
 """How much a worker takes in one round, so that several of them level out."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Mapping
+from typing import TypeVar
+
+_K = TypeVar("_K", bound=Hashable)
 
 MOST = 500
 """Jobs a round: many bounded rounds a heartrate, so that nobody holds what he has not begun to watch."""
@@ -27,3 +30,18 @@ def least(mine: int, capacity: int, waiting: int, workers: int) -> int:
     They may not be able to: then who can serves more than his share.
     """
     return max(0, min(MOST, capacity - mine, math.ceil(waiting / max(1, workers))))
+
+
+def divided(total: int, wanted: Mapping[_K, int]) -> dict[_K, int]:
+    """Divide a number among those who want some of it: all alike, as far as each wants that many.
+
+    Returns the parts that are more than 0.
+    """
+    parts: dict[_K, int] = {}
+    left = total
+    for number, (key, most) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
+        part = min(most, math.ceil(left / (len(wanted) - number)))
+        if part > 0:
+            parts[key] = part
+            left -= part
+    return parts

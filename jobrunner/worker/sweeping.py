@@ -1,24 +1,24 @@
 """Orphans: a worker watches silent jobs stand still, judges them, and adopts, starts again or loses them."""
 
 import random
+from collections.abc import Collection, Mapping
+from functools import partial
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
-from jobrunner import identity, statements, worklist
+from jobrunner import identity, statements
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import UsageError
 from jobrunner.logs import get_logger
 from jobrunner.resources import resources_in
-from jobrunner.statements import Sighting
-from jobrunner.sweeper import StandStill, why_lost
+from jobrunner.statements import Owner, Sighting
+from jobrunner.sweeper import StandStill, look_at_silent, why_lost
 from jobrunner.worker.means import Means
 from jobrunner.worker.stopping import Stop
 from jobrunner.worker.taking import Taking
 
 log = get_logger(__name__)
 
-PROMPT_S = 1.0
-"""Seconds within which a look has to be answered, to make anybody an orphan."""
 _SILENT_MOST = 20_000  # silent jobs that one look judges
 _LATE = 1.5  # heartrates, after which a beat of our own is late, and so may be those of others
 
@@ -43,18 +43,20 @@ class Sweeping:
         `adopt_within_s`: seconds after which no more are adopted for this look. Raises `DatabaseError`.
         """
         asked_s = monotonic_s()
-        rows = await self._means.read(worklist.silent, _SILENT_MOST)
-        if not self._saw_clearly(asked_s):
+        rows = await self._means.read(look_at_silent, _SILENT_MOST)
+        took_s = monotonic_s() - asked_s
+        if not self._beats_on_time():
             self._still.restart()
             return 0
         runner, code = self._means.runner, self._means.code
         mine = runner.jobs.keys() | code.held | {self._means.itself.job_id}
         others = {row["id"]: row for row in rows if row["id"] not in mine}
         self._still.keep(others.keys())
-        orphans = [(row, seen) for row in others.values() if (seen := self._still.look(row)) is not None]
+        looks = ((row, self._still.look(row, took_s)) for row in others.values())
+        orphans = [(row, seen) for row, seen in looks if seen is not None]
         to_adopt, to_start, to_lose = self._judged(orphans)
-        if to_lose:
-            await runner.call(statements.lose_many, to_lose, identity.who())
+        if to_lose and not await self._means.act(to_lose, partial(_lose, why=to_lose)):
+            self._still.forget(seen.job_id for seen in to_lose)
         took = 0
         if to_adopt:
             took = await self._adopt(to_adopt, adopt_within_s)
@@ -62,11 +64,10 @@ class Sweeping:
             await self._start_again(to_start)
         return took
 
-    def _saw_clearly(self, asked_s: float) -> bool:
+    def _beats_on_time(self) -> bool:
         """Whether the database was there all the while: else it has kept others from beating, too."""
         itself = self._means.itself
-        beaten_ago_s = monotonic_s() - itself.good_s
-        return monotonic_s() - asked_s <= PROMPT_S and beaten_ago_s <= _LATE * itself.heartrate
+        return monotonic_s() - itself.good_s <= _LATE * itself.heartrate
 
     def _judged(
         self, orphans: list[tuple[RowMapping, Sighting]]
@@ -104,7 +105,11 @@ class Sweeping:
             some, left = left[:most], left[most:]
             hosts = {row["host_id"] for row, _ in some if row["host_id"] is not None}
             seen = [sighting for _, sighting in some]
-            rows = await means.write(statements.adopt_many, seen, means.runner.owner, hosts)
+            adopt = partial(_adopt, owner=means.runner.owner, hosts=hosts)
+            rows = await means.act(seen, adopt)
+            if not rows:  # it had to wait, or others were first
+                self._still.forget(each.job_id for each in seen)
+                break
             took += await self._taking.own(rows)
         if took:
             log.info("adopted from silent runners", jobs=took)
@@ -120,3 +125,13 @@ class Sweeping:
                 continue
             if code.why_not(resources) is None and code.has_room_for(resources):
                 await code.start(row["id"], seen_of[row["id"]], resources)
+
+
+def _adopt(
+    connection: Connection, seen: list[Sighting], *, owner: Owner, hosts: Collection[str]
+) -> list[RowMapping]:
+    return statements.adopt_many(connection, seen, owner, hosts)
+
+
+def _lose(connection: Connection, seen: list[Sighting], *, why: Mapping[Sighting, str]) -> list[int]:
+    return statements.lose_many(connection, {each: why[each] for each in seen}, identity.who())

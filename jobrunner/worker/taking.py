@@ -4,13 +4,16 @@ import asyncio
 
 from sqlalchemy import RowMapping
 
-from jobrunner import worklist
+from jobrunner import statements, worklist
 from jobrunner.logs import get_logger
 from jobrunner.models.base_job import object_of
+from jobrunner.soundness import why_unreadable
 from jobrunner.statements import Claim
+from jobrunner.states import JobState
 from jobrunner.worker.means import Means
 from jobrunner.worker.share import least, share
 from jobrunner.worker.telling import Telling
+from jobrunner.worker.windows import Windows
 
 log = get_logger(__name__)
 
@@ -25,17 +28,19 @@ class Taking:
         self._means = means
         self._telling = telling
         self._passed_over = 0
+        self.windows = Windows(means.capacity)
 
     async def share(self, waiting: int) -> int:
         """Return how many of the jobs that wait to take in this round. Raises `DatabaseError`."""
         means = self._means
         grace = means.runner.database.settings.grace_multiplier
         others = [
-            (int((row["detail"] or {}).get("jobs", 0)), room)
+            (worklist.number_in(row["detail"], "jobs"), room)
             for row in await means.read(worklist.workers, grace)
-            if row["id"] != means.itself.job_id and (room := int((row["spec"] or {}).get("capacity", 0)))
+            if row["id"] != means.itself.job_id and (room := worklist.number_in(row["spec"], "capacity"))
         ]
-        mine = len(means.runner.jobs)
+        # Those that wait for a connection that takes nothing take no place from the others: they are few.
+        mine = len(means.runner.jobs) - self.windows.slow
         most = share(mine, means.capacity, waiting, others)
         self._passed_over = self._passed_over + 1 if most == 0 else 0
         if self._passed_over >= PATIENT_LOOKS:
@@ -45,13 +50,20 @@ class Taking:
     async def own(self, rows: list[RowMapping]) -> int:
         """Have the runner watch the jobs of these rows, just claimed; return how many they are.
 
-        What cannot be served after all is given back. Raises `DatabaseError`.
+        What cannot be served after all is given back; a row that cannot be read ends its job. Raises
+        `DatabaseError`.
         """
         runner, serving = self._means.runner, self._means.serving
         for number, row in enumerate(rows):
             claim = Claim(row["id"], runner.owner.runner_id, row["claims"])
+            why = why_unreadable(row, is_monitored=True)
+            if why is not None:
+                log.error("a job cannot be read: it ends", job=row["id"], why=why)
+                await self._means.write(statements.end, claim, JobState.FAILED, why)
+                continue
             try:
-                runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
+                owned = runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
+                self.windows.add(serving.group_of(row["job_type"], row["connection"]), owned)
             except Exception as error:  # noqa: BLE001  # its connection cannot be used here, for whatever reason
                 log.warning("a job cannot be served here", job=row["id"], error=error)
                 serving.refuse(row["job_type"], row["connection"], str(error))

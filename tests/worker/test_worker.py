@@ -14,7 +14,7 @@ from jobrunner.errors import DatabaseUnavailable, SettingsError
 from jobrunner.models import BaseJob
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryBackend, MemoryMonitorJob, use_backend
-from jobrunner.worker import WorkerJob, sweeping, taking
+from jobrunner.worker import WorkerJob, taking
 from tests.helpers import (
     a_running_job,
     an_owner,
@@ -441,7 +441,6 @@ async def test_who_saw_the_database_late_makes_nobody_an_orphan(
         return silent(connection, most)
 
     monkeypatch.setattr(worklist, "silent", late)
-    monkeypatch.setattr(sweeping, "PROMPT_S", 0.2)
     with outside() as backend:
         an_orphan(database, backend)
         async with a_worker(database) as working:

@@ -1,0 +1,88 @@
+"""How many jobs of each connection may be on their way to their submission at once.
+
+A connection that takes nothing keeps its own jobs waiting, and those of no other: beyond a few that try, they
+stay queued. A connection that takes jobs is given more at a time, as far as it keeps up.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from jobrunner.clock import monotonic_s
+from jobrunner.owned import OwnedJob
+
+LEAST = 100
+"""Jobs of one connection that may wait for their submission, at first and while it takes none."""
+MOST = 1_000
+SLOW_S = 10.0
+"""Seconds after which a job that is not submitted yet speaks of a connection that takes none."""
+_FORGET_S = 60.0
+
+
+@dataclass(slots=True)
+class _Window:
+    most: int
+    used_s: float
+    jobs: list[OwnedJob] = field(default_factory=list)
+    """Those that are not submitted yet, the oldest first."""
+
+
+class Windows:
+    """Counts, for each group of jobs that share a connection, those that are not submitted yet.
+
+    `capacity`: jobs that the worker watches at most; a group without success takes a tenth of it at most.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float] = monotonic_s) -> None:
+        self._least = max(1, min(LEAST, capacity // 10))
+        self._clock = clock
+        self._windows: dict[Hashable, _Window] = {}
+
+    def add(self, group: Hashable, owned: OwnedJob) -> None:
+        """Count a job that was just claimed, if it is still to be submitted."""
+        if owned.external_id is None:
+            window = self._windows.setdefault(group, _Window(self._least, self._clock()))
+            window.jobs.append(owned)
+
+    def settle(self) -> None:
+        """Take note of what has been submitted, or has ended, since the last time."""
+        now_s = self._clock()
+        for group, window in list(self._windows.items()):
+            before = window.jobs
+            window.jobs = [owned for owned in before if _is_on_its_way(owned)]
+            if window.jobs or before:
+                window.used_s = now_s
+            elif now_s - window.used_s > _FORGET_S:
+                del self._windows[group]
+            if self._slow_in(window):
+                window.most = self._least
+            else:
+                begun = sum(owned.external_id is not None for owned in before)
+                window.most = min(max(MOST, self._least), window.most + begun)
+
+    def room(self, group: Hashable) -> int:
+        """Return how many more jobs of a group may be claimed now."""
+        window = self._windows.get(group)
+        return self._least if window is None else max(0, window.most - len(window.jobs))
+
+    def why_full(self, group: Hashable) -> str | None:
+        """Return why a group gets no more jobs for now, where its connection takes none; None: it does."""
+        window = self._windows.get(group)
+        if window is None or self.room(group) > 0 or not (slow := self._slow_in(window)):
+            return None
+        return (
+            f"its connection takes no jobs at present: {len(window.jobs)} wait to be submitted, and "
+            f"the message of job {slow[0].job_id} says why"
+        )
+
+    @property
+    def slow(self) -> int:
+        """How many jobs wait for connections that take none: they take no place from others."""
+        return sum(len(self._slow_in(window)) for window in self._windows.values())
+
+    def _slow_in(self, window: _Window) -> list[OwnedJob]:
+        limit_s = self._clock() - SLOW_S
+        return [owned for owned in window.jobs if owned.taken_s < limit_s]
+
+
+def _is_on_its_way(owned: OwnedJob) -> bool:
+    return owned.external_id is None and not (owned.over or owned.concluding)
