@@ -39,7 +39,7 @@ LOOK_S = 1.5
 """Seconds between two looks while there is nothing to take."""
 _NEXT_S = 0.02  # ... and while there is
 _ROUND_S = 30.0  # beyond the database's own deadline: a round that takes longer makes no progress
-_SOON_S = 0.1  # ... and while there is more than may be on its way
+_SOON_S = 0.05  # ... and while there is more than may be on its way
 _IO_THREADS, _LOOK_THREADS = 32, 2
 _END_S = 10.0  # how long a worker that stops tries to say so in the database
 

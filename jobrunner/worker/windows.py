@@ -15,6 +15,7 @@ LEAST = 100
 MOST = 1_000
 SLOW_S = 10.0
 """Seconds after which a job that is not submitted yet speaks of a connection that takes none."""
+_GROWTH = 4  # places more for each job that was submitted: a connection that takes jobs waits for no place
 _FORGET_S = 60.0
 
 
@@ -57,7 +58,7 @@ class Windows:
                 window.most = self._least
             else:
                 begun = sum(owned.external_id is not None for owned in before)
-                window.most = min(max(MOST, self._least), window.most + begun)
+                window.most = min(max(MOST, self._least), window.most + _GROWTH * begun)
 
     def room(self, group: Hashable) -> int:
         """Return how many more jobs of a group may be claimed now."""
