@@ -90,7 +90,7 @@ def tell(error: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE) and not isinstance(error, click.ClickException):
         _print_traceback(error, error.__traceback__)
     sentence, code = _told(error)
-    word(f"jobrunner: {without_secrets(sentence)}")
+    word(f"jobrunner: {_ended(without_secrets(sentence))}")
     return code
 
 
@@ -109,11 +109,13 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def _of_click(error: click.ClickException) -> str:
-    message = one_line(error.format_message()).rstrip(".")
-    if message[-1:] not in {".", "?", "!"}:
-        message += "."
+    message = _ended(one_line(error.format_message()).rstrip("."))
     context = getattr(error, "ctx", None)
     return message if context is None else f"{message} See `{context.command_path} --help`."
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence[-1:] in {".", "?", "!", "`"} else f"{sentence}."
 
 
 def show_own_traceback(error: BaseException) -> None:
