@@ -7,6 +7,7 @@ Facts (when a job started, when it last beat) come from the database's clock: se
 import datetime as dt
 import sys
 import time
+from typing import TypeGuard
 
 if sys.platform == "linux":
     # CLOCK_MONOTONIC stands still while a laptop sleeps: a runner would wake up believing that its
@@ -14,6 +15,15 @@ if sys.platform == "linux":
     _CLOCK_ID = time.CLOCK_BOOTTIME
 else:  # macOS: CLOCK_MONOTONIC goes on during sleep there
     _CLOCK_ID = time.CLOCK_MONOTONIC
+
+
+SECONDS_MOST = 1e9
+"""The longest time that a row may hold, about 31 years; the database refuses more."""
+
+
+def is_duration(value: object) -> TypeGuard[float]:
+    """Whether it is a number of seconds that a row can hold: more than 0, at most `SECONDS_MOST`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= SECONDS_MOST
 
 
 def monotonic_s() -> float:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import click
 from click.shell_completion import CompletionItem
 
+from jobrunner.clock import SECONDS_MOST, is_duration
 from jobrunner.visible import visible
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -35,8 +36,9 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         if found is None or (self._needs_unit and not found[2]):
             self.fail(f"{value!r} is no duration: give one such as 90s, 45m, 12h or 30d", param, ctx)
         seconds = float(found[1]) * _UNITS_S[found[2] or "s"]
-        if not (math.isfinite(seconds) and seconds > 0):
-            self.fail(f"{value!r} must be more than 0", param, ctx)
+        if not is_duration(seconds):
+            most_d = int(SECONDS_MOST // _UNITS_S["d"])
+            self.fail(f"{value!r} must be more than 0 and at most {most_d}d", param, ctx)
         return seconds
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, object_session, valid
 from sqlalchemy.orm.attributes import set_committed_value
 
 from jobrunner import identity, queries, registry, statements
-from jobrunner.clock import monotonic_s, utcnow
+from jobrunner.clock import SECONDS_MOST, is_duration, monotonic_s, utcnow
 from jobrunner.database import Base
 from jobrunner.errors import (
     DatabaseError,
@@ -206,8 +206,11 @@ class BaseJob(Base):
             kwargs.setdefault(key, value)
         super().__init__(*args, **kwargs)
         check_rate(self.heartrate, settings.grace_multiplier)
-        if timeout is not None and not 0 < timeout < float("inf"):
-            raise UsageError(f"A timeout of {timeout} s leaves no time to work: give seconds, more than 0.")
+        if timeout is not None and not is_duration(timeout):
+            raise UsageError(
+                f"A timeout of {timeout!r} s cannot be kept: give seconds, more than 0 and at most "
+                f"{SECONDS_MOST:g}."
+            )
         self.timeout = timeout
         self.executor = executor
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from jobrunner import registry
 from jobrunner.backends.base import Backend, Observation
+from jobrunner.clock import SECONDS_MOST, is_duration
 from jobrunner.errors import SpecError, UsageError
 from jobrunner.models.base_job import BaseJob
 from jobrunner.redaction import find_secret
@@ -54,14 +55,12 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         interval = (
             poll_interval or settings.poll_interval_for(type(self).__name__) or self.default_poll_interval
         )
-        if poll_interval is not None and not 0 < poll_interval < float("inf"):
-            raise UsageError(
-                f"A poll interval of {poll_interval} s cannot be kept: give seconds, more than 0."
-            )
-        if start_timeout is not None and not 0 < start_timeout < float("inf"):
-            raise UsageError(
-                f"A start timeout of {start_timeout} s leaves no time to start: give seconds, more than 0."
-            )
+        for what, seconds in (("poll interval", poll_interval), ("start timeout", start_timeout)):
+            if seconds is not None and not is_duration(seconds):
+                raise UsageError(
+                    f"A {what} of {seconds!r} s cannot be kept: give seconds, more than 0 and at most "
+                    f"{SECONDS_MOST:g}."
+                )
         self._check_resubmit(resubmit or {}, kwargs.get("external_id"))
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]

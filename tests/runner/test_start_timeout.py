@@ -30,7 +30,7 @@ def until_it_waits(outside: MemoryBackend, message: str) -> Any:
 
 @pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan")])
 def test_a_start_timeout_that_leaves_no_time_is_refused(sqlite_database: Database, wrong: float) -> None:
-    with pytest.raises(UsageError, match=r"A start timeout of .* s leaves no time"):
+    with pytest.raises(UsageError, match=r"A start timeout of .* s cannot be kept"):
         a_job(start_timeout=wrong)
 
 
