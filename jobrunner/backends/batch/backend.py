@@ -154,7 +154,7 @@ class BatchBackend:
         while True:
             page = await self.aws.call("batch", "list_jobs", **question)
             jobs = page["jobSummaryList"]
-            found += [(job.get("createdAt") or 0, job["jobId"]) for job in jobs if job["jobName"] == name]
+            found += [(job.get("createdAt") or 0, job["jobId"]) for job in jobs if job.get("jobName") == name]
             if not page.get("nextToken"):
                 return [job_id for _, job_id in sorted(found)]
             question["nextToken"] = page["nextToken"]

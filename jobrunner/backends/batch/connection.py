@@ -14,6 +14,7 @@ from pydantic import Field
 
 from jobrunner.backends.base import ensure_in_time
 from jobrunner.backends.batch.limiter import Limiter
+from jobrunner.backends.batch.shapes import fitting_answer, names_a_job, names_jobs
 from jobrunner.backends.batch.threads import in_daemon_thread
 from jobrunner.backends.batch.trouble import AwsError, Call, Kind, NotAws, trouble_of
 from jobrunner.backends.connection import CheckedConnection
@@ -32,9 +33,13 @@ _CONNECT_S, _READ_S = 5.0, 20.0
 _LONG_POLL_S = 20.0  # the longest that SQS waits for a message
 _CLOSE_S = 2.0  # a call that ends within this time gives its connection back
 _RENEW_AFTER_S = 5.0  # clients younger than this were made with the credentials there are
-# Without it an answer is none: boto3 takes whatever it cannot read for one that says nothing, by which
+# What an answer has to hold: boto3 takes whatever it cannot read for one that says nothing, by which
 # every job would be gone, and every submission absent.
-_MUST_SAY = {"submit_job": "jobId", "describe_jobs": "jobs", "list_jobs": "jobSummaryList"}
+_MUST_SAY: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "submit_job": names_a_job,
+    "describe_jobs": lambda answer: names_jobs(answer.get("jobs")),
+    "list_jobs": lambda answer: names_jobs(answer.get("jobSummaryList")),
+}
 _KEPT = frozenset({Kind.CREDENTIALS, Kind.EXPIRED, Kind.MISSING, Kind.SETTINGS, Kind.REGION})
 _CREDENTIAL_KEYS = ("access_key", "access_key_id", "session_token", "aws_access_key_id", "aws_session_token")
 
@@ -158,6 +163,9 @@ class Aws:
             method = _method(client, operation, name)
             call = Call(name, client.meta.endpoint_url, client.meta.region_name)
             answer: dict[str, Any] = method(**params)
+            if operation != "describe_jobs":  # which is many, read plainly, and checked job by job
+                shape = client.meta.service_model.operation_model(name).output_shape
+                answer = fitting_answer(answer, shape)
         except JobrunnerError:
             raise
         except Exception as error:
@@ -166,7 +174,7 @@ class Aws:
                 # boto3 keeps what it found once: new credentials need new clients.
                 self._forget_clients(older_than_s=_RENEW_AFTER_S)
             raise trouble from error
-        if operation in _MUST_SAY and answer.get(_MUST_SAY[operation]) is None:
+        if operation in _MUST_SAY and not _MUST_SAY[operation](answer):
             told = f"{call.place} answered {name} with something that is no answer of AWS Batch"
             raise AwsError(told, Kind.UNCLEAR)
         return answer
@@ -210,7 +218,9 @@ class Aws:
         client.meta.events.register("before-parse.*.*", _refuse_html)
         if service == "batch":
             client.meta.events.register_last("before-send.batch.SubmitJob", _before_submit)
-            client.meta.events.register_last("before-parse.batch.DescribeJobs", _read_plainly)
+            for operation, key in (("DescribeJobs", "jobs"), ("ListJobs", "jobSummaryList")):
+                event = f"before-parse.batch.{operation}"
+                client.meta.events.register_last(event, partial(_read_plainly, key))
         return client
 
     def _session_now(self) -> Any:
@@ -246,19 +256,21 @@ def _refuse_html(response_dict: Any, **_event: Any) -> None:
         raise NotAws(response_dict["status_code"])
 
 
-def _read_plainly(response_dict: Any, customized_response_dict: Any, **_event: Any) -> None:
-    """Read the jobs as the JSON that they are.
+def _read_plainly(key: str, response_dict: Any, customized_response_dict: Any, **_event: Any) -> None:
+    """Read the jobs under `key` as the JSON that they are.
 
     botocore walks all of its model for each job, which is most of what a sweep costs, and changes
-    nothing: DescribeJobs has no time, no blob and no renamed member. What is not plain is left to it.
+    nothing: these answers have no time, no blob and no renamed member. What is not plain is left to it;
+    but not what is no list, which it would take for an empty one: then every job would be gone.
     """
     try:
-        jobs = json.loads(response_dict["body"])["jobs"]
-    except (ValueError, KeyError, TypeError):
+        jobs = json.loads(response_dict["body"])[key]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return
-    if response_dict["status_code"] == HTTPStatus.OK and isinstance(jobs, list):
-        customized_response_dict["jobs"] = jobs
-        response_dict["body"] = b"{}"
+    if response_dict["status_code"] == HTTPStatus.OK:
+        customized_response_dict[key] = jobs if isinstance(jobs, list) else None
+        if key == "jobs":
+            response_dict["body"] = b"{}"
 
 
 def _session(options: BatchConnection) -> Any:

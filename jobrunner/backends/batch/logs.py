@@ -8,7 +8,8 @@ from typing import Any
 
 from jobrunner.backends.base import LogLine
 from jobrunner.backends.batch.connection import Aws
-from jobrunner.backends.batch.reading import attempts_of, containers_of
+from jobrunner.backends.batch.reading import attempts_of, containers_of, moment_of
+from jobrunner.backends.batch.shapes import fitting_job
 from jobrunner.backends.batch.trouble import AwsError, Kind
 from jobrunner.errors import LogsUnavailable, Throttled
 
@@ -40,6 +41,7 @@ async def lines(aws: Aws, external_id: str, since: dt.datetime | None) -> AsyncI
         raise LogsUnavailable(
             f"AWS Batch does not know the job {external_id} any more, and so not where its output is."
         )
+    job = fitting_job(job)
     streams = list(_streams(job, aws.options.log_group))
     if not streams:
         raise LogsUnavailable(_why_none(job))
@@ -74,9 +76,8 @@ async def _lines_of(aws: Aws, stream: Stream, since: dt.datetime | None) -> Asyn
         # each time another token.
         empty = 0 if page.get("events") else empty + 1
         for event in page.get("events") or ():
-            at = dt.datetime.fromtimestamp(event["timestamp"] / 1000, dt.UTC)
-            for text in event["message"].splitlines() or [""]:
-                yield LogLine(text, at, stream.source)
+            for text in event.get("message", "").splitlines() or [""]:
+                yield LogLine(text, moment_of(event.get("timestamp")), stream.source)
         token = page.get("nextForwardToken")
         if token is None or token == question.get("nextToken"):  # the same again: that was the end
             return

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobrunner.backends.base import Observation
+from jobrunner.backends.batch.shapes import fitting_job
 from jobrunner.logs import get_logger
 from jobrunner.states import Phase
 
@@ -30,7 +31,15 @@ _unknown_words: set[str] = set()
 
 
 def observation_of(job: Mapping[str, Any]) -> Observation:
-    """Return what one entry of DescribeJobs says."""
+    """Return what one entry of DescribeJobs says; what is not as AWS documents it is left out."""
+    try:
+        return _observation_of(job)
+    except (TypeError, AttributeError, ValueError, LookupError, OverflowError):
+        # Never seen of AWS itself, but of stand-ins for it: only what is odd is lost, not the job.
+        return _observation_of(fitting_job(job))
+
+
+def _observation_of(job: Mapping[str, Any]) -> Observation:
     status = str(job.get("status") or "")
     phase = _phase_of(job, status)
     return Observation(
@@ -269,10 +278,19 @@ def _last_part(name: object) -> str | None:
     return str(name).rpartition("/")[2] if name else None
 
 
-def _moment(milliseconds: object) -> str | None:
+def moment_of(milliseconds: object) -> dt.datetime | None:
+    """Return the time of AWS's milliseconds since 1970; None where they are none."""
     if not isinstance(milliseconds, int) or milliseconds <= 0:
         return None
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC).isoformat(timespec="milliseconds")
+    try:
+        return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    except (ValueError, OverflowError, OSError):  # beyond the year 9999
+        return None
+
+
+def _moment(milliseconds: object) -> str | None:
+    at = moment_of(milliseconds)
+    return None if at is None else at.isoformat(timespec="milliseconds")
 
 
 def _console(job: Mapping[str, Any]) -> str | None:
