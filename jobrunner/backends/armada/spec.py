@@ -33,6 +33,8 @@ def check_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         wrong = next(_mistakes(spec), None)
     except Mistake as error:
         wrong = str(error)
+    except UnicodeEncodeError as error:
+        wrong = f"{error.object[:60]!r} is not valid Unicode: it holds half of a surrogate pair"
     if wrong is not None:
         raise SpecError(f"The Armada job cannot be submitted as described: {wrong}.")
     return {"queue": spec["queue"], "jobSetId": spec["jobSetId"], "item": dict(spec["item"])}
@@ -138,7 +140,9 @@ def _mistakes(spec: Mapping[str, Any]) -> Iterator[str]:
             yield f"the {name} is missing"
     if len(spec["jobSetId"].encode()) > JOB_SET_BYTES_MOST:
         yield f"the job set has {len(spec['jobSetId'].encode())} bytes, and {JOB_SET_BYTES_MOST} are the most"
-    item = spec["item"]
+    item: Any = spec.get("item")
+    if not isinstance(item, Mapping) or not isinstance(item.get("podSpec"), Mapping):
+        yield "its item is missing, or the item has no podSpec"
     namespace = item.get("namespace")
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         yield (

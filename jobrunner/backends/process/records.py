@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from signal import Signals
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -43,7 +43,8 @@ class StartRecord(_Record):
     """Who runs the job: `by` "wrapper"; or, `by` "refused", that it was proved absent and never may start."""
 
     by: Literal["wrapper", "refused"]
-    host: str
+    host: Annotated[str, Field(pattern=r"^[^/]*/[^/]*/[^/]*$")]
+    """The host's id (`identity.host_id`), of three parts."""
     wrapper: Mark = (0, 0)
     command: Mark = (0, 0)
     stop_grace_s: float = 0.0
