@@ -105,13 +105,18 @@ def _config() -> Config:
 def _run(do: object, connection: Connection, revision: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
+    if not revision.strip():  # which alembic does not refuse but fails an assertion on
+        raise UsageError(f"The revision is empty: give one of {_known()}.")
     try:
         do(config, revision)  # type: ignore[operator]
     except CommandError as error:
-        known = ", ".join(name for name, _ in revisions())
         raise UsageError(
-            f"There is no way to revision {revision!r} ({error}): known are {known}, base and head."
+            f"There is no way to revision {revision!r} ({error}): known are {_known()}."
         ) from error
+
+
+def _known() -> str:
+    return f"{', '.join(name for name, _ in revisions())}, base and head"
 
 
 def _version(connection: Connection) -> str | None:

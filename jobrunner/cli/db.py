@@ -150,7 +150,9 @@ def _database() -> "Database":
     from jobrunner.database import Database
     from jobrunner.settings import get_settings
 
-    return Database(get_settings())
+    database = Database(get_settings())
+    click.get_current_context().call_on_close(database.dispose)
+    return database
 
 
 def _say_step(database: "Database", before: str | None, *, as_json: bool) -> None:
