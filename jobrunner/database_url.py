@@ -225,6 +225,11 @@ def _options(query: str) -> Iterator[tuple[str, tuple[str, ...]]]:
                 "path as %3F"
             )
         name = _decoded(name.replace("+", " "))
+        if not re.fullmatch(r"\w+", name, re.ASCII):  # not quoted here: it may be the rest of a password
+            raise ValueError(
+                "has an option with an impossible name: percent-encode a password in the URL (? is %3F, # is "
+                "%23), and write options as name=value"
+            )
         found[name] = (*found.get(name, ()), _decoded(value.replace("+", " ")))
     yield from found.items()
 

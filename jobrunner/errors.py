@@ -30,17 +30,7 @@ JobrunnerError
 from jobrunner.known_secrets import without_secrets
 from jobrunner.states import JobState
 from jobrunner.text import storable
-
-
-def in_one_line(text: str) -> str:
-    r"""Return a text as one line that moves no terminal: line ends as spaces, other controls as `\x1b`."""
-    return text if text.isprintable() else "".join(map(_shown, text)).strip()
-
-
-def _shown(char: str) -> str:
-    if char.isprintable():
-        return char
-    return " " if char.isspace() else char.encode("unicode_escape").decode()
+from jobrunner.visible import visible
 
 
 class JobrunnerError(Exception):
@@ -50,7 +40,7 @@ class JobrunnerError(Exception):
         # The docstring is the message of an error that has nothing to add.
         # Masked here, once for all: the words of drivers and outside systems may quote a secret.
         text = message or type(self).__doc__ or type(self).__name__
-        super().__init__(in_one_line(without_secrets(text)))
+        super().__init__(visible(without_secrets(text)))
 
 
 class UsageError(JobrunnerError):

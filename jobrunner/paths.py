@@ -114,3 +114,11 @@ def _candidates() -> Iterator[Path]:
     for name in (*_TEMPORARY, *([given] if given.startswith("/") else [])):
         if os.access(name, os.W_OK | os.X_OK):
             yield Path(name)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have names none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

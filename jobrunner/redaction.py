@@ -44,9 +44,11 @@ _HARMLESS_LAST_WORDS = frozenset({
 
 _REFERENCE = re.compile(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}")
 _AUTHORITY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#@:\s]*):([^/?#\s]*)@")
-_USER = r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://(?:\$\{env:\w+\}|[^/?#@:\s])*):"
+# One slash to four: a URL that was mistyped holds its password all the same.
+_USER = r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*:/{1,4}(?:\$\{env:\w+\}|[^/?#@:\s])*):"
 _WHOLE_URL = re.compile(rf"{_USER}(?P<rest>.*)", re.DOTALL)
 _URL_IN_TEXT = re.compile(rf"{_USER}(?P<rest>[^\s\"'<>]*)")
+_ANY_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PORT = re.compile(r"\d+(?=[/?#])")
 _ASSIGNMENT = re.compile(
     r"(?P<before>(?:^|[\s?&;,'\"])-{0,2})(?P<name>[A-Za-z_][\w.-]*)=(?P<value>'[^']*'|\"[^\"]*\"|[^&\s;]+)"
@@ -120,7 +122,12 @@ def mask_value(key: str, value: object) -> str:
         )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(mask_value("", item) for item in value) + "]"
-    return MASK if _PRIVATE_KEY.search(text) else mask_url(text)
+    if _PRIVATE_KEY.search(text):
+        return MASK
+    if key.lower().endswith("url") and "@" in text and not _ANY_URL.match(text):
+        # No URL, but meant as one: what stands before the @ may be a password.
+        text = f"{MASK}{text[text.rindex('@') :]}"
+    return mask_url(text)
 
 
 def find_secret(value: object) -> str | None:
@@ -184,6 +191,7 @@ def _text_holds_secret(text: str) -> bool:
 
 
 def _masked_assignment(found: re.Match[str]) -> str:
-    if not looks_secret(found["name"]) or is_reference(found["value"]):
+    if is_reference(found["value"]):
         return found[0]
-    return f"{found['before']}{found['name']}={MASK}"
+    value = MASK if looks_secret(found["name"]) else _ASSIGNMENT.sub(_masked_assignment, found["value"])
+    return f"{found['before']}{found['name']}={value}"

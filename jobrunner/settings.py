@@ -272,7 +272,7 @@ class Settings(BaseSettings):
 
     def provenance(self) -> list[tuple[str, str, str]]:
         """Return (key, value as it may be shown, where it was set) for every setting, sorted by key."""
-        found = {".".join(path): leaf for path, leaf in leaves(self._tree)}
+        found = {".".join(path): leaf for path, leaf in leaves(self._tree) if leaf.value != {}}
         for name in type(self).model_fields:
             value = getattr(self, name)
             if not isinstance(value, dict) and name not in found:

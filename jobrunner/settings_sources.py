@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from jobrunner.errors import SettingsError
+from jobrunner.findings import problem_of
 from jobrunner.paths import absolute, config_dirs, is_file_to_read
 from jobrunner.redaction import mask_value
 
@@ -99,35 +100,10 @@ def explain(error: ValidationError, tree: Tree, known: Mapping[tuple[str, ...], 
         return f'unknown setting "{name}"{where}: {_suggestion(path[-1], known.get(table, frozenset()))}'
     if first["type"] == "missing":
         return f'"{name}" is missing{where}: add it there'
-    problem = _PROBLEMS.get(first["type"], "").format(**first.get("ctx", {})) or _own_words(first["msg"])
+    problem = problem_of(first)
     shown = mask_value(path[-1], first["input"]) if not isinstance(first["input"], Mapping) else "a table"
     advice = "" if ": " in problem else ": correct it there"  # our own words may say what to do
     return f"{name} = {shown}{where} {problem}{advice}"
-
-
-_NUMBER = "must be a number"
-_PROBLEMS = {
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "dict_type": "must be a table",
-    "finite_number": "must be a finite number",
-    "float_parsing": _NUMBER,
-    "float_type": _NUMBER,
-    "greater_than": "must be greater than {gt:g}",
-    "greater_than_equal": "must be {ge:g} or more",
-    "less_than_equal": "must be {le} or less",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "model_type": "must be a table",
-    "path_type": "must be a path",
-    "string_type": "must be a text",
-    "string_unicode": "holds bytes that are not UTF-8",
-}
-
-
-def _own_words(message: str) -> str:
-    return message.removeprefix("Value error, ").rstrip(".")
 
 
 def _suggestion(name: str, known: frozenset[str]) -> str:
@@ -151,8 +127,8 @@ def _source_of(tree: Tree, path: tuple[str, ...]) -> str:
 def _tree(values: Mapping[str, Any], source: Any, path: tuple[str, ...] = ()) -> Tree:
     return {
         str(key): _tree(value, source, (*path, str(key)))
-        if isinstance(value, Mapping)
-        else Leaf(value, source((*path, str(key))))
+        if isinstance(value, Mapping) and value
+        else Leaf(value, source((*path, str(key))))  # an empty table, too: an error about it names its source
         for key, value in values.items()
     }
 
@@ -170,7 +146,7 @@ def _lay_over(tree: Tree, upper: Tree, *, fold: bool = False) -> None:
         below = tree.get(same)
         if isinstance(node, dict) and isinstance(below, dict):
             _lay_over(below, node, fold=True)
-        else:
+        elif not (isinstance(node, Leaf) and node.value == {} and isinstance(below, dict)):
             tree[same] = node
 
 

@@ -236,3 +236,10 @@ def test_a_variable_is_encoded_for_the_place_where_it_stands(
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert configure(database_url=template).database.shown == shown
+
+
+def test_what_an_unescaped_password_makes_of_the_options_is_refused_and_not_quoted() -> None:
+    with pytest.raises(ValueError, match="impossible name") as caught:
+        DatabaseUrl.parse("postgresql:///user:hunter?Battery2@127.0.0.1/db?port=1")
+    assert "hunter" not in str(caught.value)
+    assert "Battery2" not in str(caught.value)

@@ -1,5 +1,6 @@
 import pytest
 
+from jobrunner.known_secrets import MASK
 from jobrunner.redaction import find_secret, looks_secret, mask_url, mask_value
 
 
@@ -190,3 +191,21 @@ def test_a_secret_in_a_spec_is_found(spec: object, path: str) -> None:
 )
 def test_a_spec_without_secrets_passes(spec: object) -> None:
     assert find_secret(spec) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:/user:hunter2@host/db",
+        "postgresql:///user:hunter2@host/db",
+        "postgresql:////user:hunter2@host/db",
+        "postgresqluser:hunter2@host/db",
+        "user:hunter2@host/db",
+        "sqlite:///x?mode=ro?password=hunter2",
+        "user:hunter2@host?password=hunter2",
+    ],
+)
+def test_a_mistyped_url_shows_its_password_no_more_than_a_right_one(url: str) -> None:
+    shown = mask_value("database_url", url)
+    assert "hunter2" not in shown
+    assert MASK in shown

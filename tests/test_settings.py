@@ -319,3 +319,18 @@ def test_importing_the_settings_imports_nothing_heavy() -> None:
     assert not {"sqlalchemy", "platformdirs", "tomllib", "rich", "structlog", "httpx"} & set(
         answer.stdout.split()
     )
+
+
+def test_an_empty_table_in_place_of_a_value_names_its_file(write_toml: WriteToml) -> None:
+    path = write_toml("data_dir = {}\n")
+    assert _problem() == f"data_dir = a table (jobrunner.toml ({path})) must be a path: correct it there"
+
+
+def test_an_empty_table_hides_no_other_file_and_is_not_listed(
+    write_toml: WriteToml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_toml('[connections.a]\nkind = "k"\nurl = "user"\n', "../user/jobrunner")
+    write_toml("[connections]\n[job_types]\n")
+    shown = {key for key, _, _ in get_settings().provenance()}
+    assert "connections.a.url" in shown
+    assert not shown & {"connections", "job_types"}

@@ -6,6 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobrunner.errors import SettingsError
+from jobrunner.findings import problem_of
 from jobrunner.settings import ConnectionSettings
 
 
@@ -21,7 +22,10 @@ class CheckedConnection(BaseModel):
             return cls.model_validate(settings.options)
         except ValidationError as error:
             wrong = "; ".join(cls._told(item) for item in error.errors())
-            raise SettingsError(f"A connection of kind {settings.kind} is wrong: {wrong}.") from None
+            raise SettingsError(
+                f"A connection of kind {settings.kind} is wrong: {wrong}. Correct it; `jobrunner config` "
+                "shows where it was set."
+            ) from None
 
     @classmethod
     def _told(cls, item: Mapping[str, Any]) -> str:
@@ -31,4 +35,4 @@ class CheckedConnection(BaseModel):
             return f"there is no {key!r} (known: {', '.join(cls.model_fields)})"
         if item["type"] == "value_error":  # our own words; without a key they are about several
             return " ".join(filter(None, (repr(key) if key else "", str(item["ctx"]["error"]))))
-        return f"{key!r}: {item['msg']}"
+        return f"{key!r} {problem_of(item)}"

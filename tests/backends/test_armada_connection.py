@@ -215,3 +215,10 @@ def test_another_kind_of_server_is_told() -> None:
             thread.join()
     assert "not as Armada does" in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+def test_a_file_whose_name_no_file_can_have_is_not_there() -> None:
+    with pytest.raises(SettingsError, match="there is no file"):
+        ArmadaConnection.of(
+            ConnectionSettings(kind="armada", url="a.example:50051", ca_file=f"/{'a' * 5000}")  # type: ignore[call-arg]
+        )

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from jobrunner.errors import SettingsError, SpecError, SubmitRejected
+from jobrunner.findings import problem_of
 from jobrunner.references import resolve
 
 JOB_TYPES = ("sync", "reset", "refresh", "clear")
@@ -112,7 +113,4 @@ def _told(item: Any) -> str:
             f"{key} is {item['input']!r}, which is no UUID of an Airbyte connection, such as "
             "3f4c1f9e-6d0a-4a6f-9a57-0a6f2c1f7d11; the named way to a server is --connection, connection=."
         )
-    problem = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{key} is {item['input']!r}, and {problem}."
-    return f"{key} is {item['input']!r:.200}: {problem[:1].lower()}{problem[1:]}."
+    return f"{key} is {item['input']!r:.200}, and {problem_of(item)}."

@@ -100,7 +100,8 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
     try:
         return ssl.create_default_context(cafile=str(ca_file))
     except (OSError, RuntimeError) as error:  # RuntimeError: `~` of nobody
-        raise SettingsError(f"The `ca_file` {ca_file} of the connection cannot be used: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"The `ca_file` {ca_file} of the connection cannot be used: {reason}.") from None
 
 
 async def _received(call: Call, response: Any) -> Raw:

@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from jobrunner.backends.armada.ids import JobKey
 from jobrunner.backends.connection import CheckedConnection
-from jobrunner.paths import absolute
+from jobrunner.paths import absolute, is_file
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]]+):(?P<port>\d{1,5})")
 _LARGEST_PORT = 65535
@@ -80,7 +80,7 @@ class ArmadaConnection(CheckedConnection):
     def _is_a_file(cls, value: Path | None) -> Path | None:
         if value is not None:
             value = absolute(value)
-            if not value.is_file():
+            if not is_file(value):
                 raise ValueError(f"there is no file {value}")
         return value
 

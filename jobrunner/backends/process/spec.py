@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from jobrunner.errors import SpecError
+from jobrunner.findings import problem_of
 from jobrunner.text import flaw_in
 
 _BYTES = "bytes"
@@ -120,8 +121,5 @@ def check_spec(spec: dict[str, Any]) -> ProcessSpec:
     try:
         return ProcessSpec.model_validate(spec)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))} {problem_of(item)}" for item in error.errors())
         raise SpecError(f"The process job cannot be run as described: {wrong}.") from None
