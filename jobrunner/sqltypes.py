@@ -86,6 +86,10 @@ def text_of(held: Any) -> str:
     return held.decode(errors="backslashreplace") if isinstance(held, bytes) else str(held)
 
 
+def _readable(held: Any) -> Any:
+    return text_of(held) if isinstance(held, bytes) else held
+
+
 class StoredText(TypeDecorator[str]):
     """Text of at most `length` characters, in a form that both databases can hold: see `text.storable`.
 
@@ -107,6 +111,10 @@ class StoredText(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
         """Make a text storable, whoever wrote it."""
         return None if value is None else storable(value, self._most)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:  # noqa: ARG002
+        """Read a text; on SQLite a blob may stand there, which any client may write."""
+        return _readable if dialect.name == "sqlite" else None
 
 
 class StoredJson(TypeDecorator[Any]):
