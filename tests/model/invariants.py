@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from jobrunner.statements import Claim, Sighting
+from jobrunner import identity
+from jobrunner.statements import PROTOCOL, Claim, Sighting
 from jobrunner.states import JobState, Phase, is_allowed
 from tests.model.outside import Broken, Kind
 from tests.model.world import GRACE, HEARTRATE, Row, Step, World
@@ -94,6 +95,8 @@ def _judge_orphan(world: World, step: Step, old: Row, told: str) -> None:
         raise Broken(LIVE_OWNER, f"{told} {world.now_s - beaten_s:.0f} s after a beat of its owner")
     if old["state"] != JobState.RUNNING or stood not in seen:
         raise Broken(LIVE_OWNER, f"{told}, which did not stand as it was seen")
+    if _is_barred(old):
+        raise Broken(SERVED, f"{told}, whose rules are not known here")
     if step.name.startswith("adopt") and not old["adoptable"]:
         raise Broken(SERVED, f"{told}, which is not adoptable")
 
@@ -112,8 +115,16 @@ def _judge_claim(world: World, step: Step, old: Row | None, new: Row) -> None:
         raise Broken(ONE_OWNER, f"{told}, which was {old['state']} of {old['runner_id']}")
     if old["host_id"] is not None and old["host_id"] not in step.hosts:
         raise Broken(SERVED, f"{told}, which is bound to {old['host_id']}")
+    if old["host_uid"] not in {None, identity.uid()} or _is_barred(old):
+        raise Broken(SERVED, f"{told}, whose rules bar it")
     if step.name == "claim_many" and old["connection"] not in step.served:
         raise Broken(SERVED, f"{told}, which is of {old['connection']}")
+
+
+def _is_barred(row: Row) -> bool:
+    """Whether nobody of this version may judge a job."""
+    is_held = row["held_at"] is not None and row["kill_requested_at"] is None
+    return is_held or (row["needs"] or 0) > PROTOCOL
 
 
 def _judge_submission(step: Step, old: Row, new: Row, changed: set[str], told: str) -> None:

@@ -1,14 +1,15 @@
 """The state machine: several runners, one database, and all that may befall them, in any order."""
 
+import datetime as dt
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from jobrunner import statements
+from jobrunner import identity, statements
 from jobrunner.errors import DatabaseError
-from jobrunner.statements import Claim
+from jobrunner.statements import PROTOCOL, Claim
 from jobrunner.states import JobState, Phase
 from tests.model.invariants import KILL, stand
 from tests.model.outside import Broken, Kind
@@ -17,6 +18,12 @@ from tests.model.world import HEARTRATE, STEP_S, Row, Step, World
 
 ALL_KINDS = frozenset(Kind)
 _SERVED_ON_B = frozenset({Kind.RECORD, Kind.NUMBERS})
+BARS = {
+    "host_uid": identity.uid() + 1,
+    "needs": PROTOCOL + 1,
+    "held_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+}
+"""What keeps everybody here from claiming a job, by the column that says so."""
 _MOST_JOBS = 5
 _ROUNDS_TO_END = 60
 _MISHAPS_OF_RUNNERS = [
@@ -97,9 +104,10 @@ class Machine(RuleBasedStateMachine):
     def _held(runner: Runner, number: int) -> Held | None:
         return runner.held[number % len(runner.held)] if runner.held else None
 
-    def _values(self, kind: Kind, *, adoptable: bool, bound: bool) -> Row:
+    def _values(self, kind: Kind, *, adoptable: bool, bound: bool, barred_by: str = "") -> Row:
         self.stored += 1
         values = {"job_type": "Model", "heartrate": HEARTRATE, "connection": kind, "adoptable": adoptable}
+        values |= {barred_by: BARS[barred_by]} if barred_by else {}
         return values | {"submit_token": new_token(), "host_id": "host b" if bound else None}
 
     @initialize(kinds=st.lists(st.sampled_from(sorted(Kind)), min_size=2, max_size=3), claimed=st.booleans())
@@ -117,17 +125,19 @@ class Machine(RuleBasedStateMachine):
         adoptable=st.sampled_from([True, True, False]),
         bound=st.sampled_from([False, False, True]),
     )
-    def queue(self, kind: Kind, adoptable: bool = True, bound: bool = False) -> None:
-        values = self._values(Kind(kind), adoptable=adoptable, bound=bound and kind in _SERVED_ON_B)
+    def queue(self, kind: Kind, adoptable: bool = True, bound: bool = False, barred_by: str = "") -> None:
+        is_bound = bound and kind in _SERVED_ON_B
+        values = self._values(Kind(kind), adoptable=adoptable, bound=is_bound, barred_by=barred_by)
         step = Step("store")
         if not self.world.is_down:
             self._try(lambda: self.world.run(step, lambda c: statements.store(c, values, None, "test")))
 
     @precondition(lambda self: self.stored < _MOST_JOBS)
     @rule(who=which_runner, kind=st.sampled_from(sorted(Kind)))
-    def start(self, who: int, kind: Kind) -> None:
+    def start(self, who: int, kind: Kind, adoptable: bool = True, barred_by: str = "") -> None:
         if (runner := self._awake(who)) is not None:
-            self._try(lambda: runner.store(self._values(Kind(kind), adoptable=True, bound=False)))
+            values = self._values(Kind(kind), adoptable=adoptable, bound=False, barred_by=barred_by)
+            self._try(lambda: runner.store(values))
 
     @rule(who=which_runner, most=st.integers(1, 3))
     def claim_many(self, who: int, most: int = 3) -> None:

@@ -18,6 +18,7 @@ _FENCED = (
     "tell",
 )
 _BULK = ("release_many", "observe_many", "end_many")
+_CLAIMING = ("claim_queued", "claim_many", "adopt", "adopt_many")
 _ONE = ("adopt", "lose")
 _MANY = ("adopt_many", "lose_many")
 
@@ -27,7 +28,10 @@ _STATE = r"job\.state = \?"
 _SAME_RUNNER = r"job\.runner_id IS (\?|json_extract\([^)]*\))"
 _SAME_CLAIMS = r"job\.claims = (\?|json_extract\([^)]*\))"
 _SAME_STATE = r"job\.state = \?|\(job\.state \|\| ''\) = \?"
-_SAME_BEAT = r"strftime\('[^']*', job\.latest_heartbeat\) = strftime\('[^']*', (\?|json_extract\([^)]*\))\)"
+_SAME_BEAT = (
+    r"coalesce\(strftime\('[^']*', job\.latest_heartbeat\), '[^']*'\) = "
+    r"coalesce\(strftime\('[^']*', (\?|json_extract\([^)]*\))\), '[^']*'\)"
+)
 _HOST = r"\(job\.host_id IS NULL OR job\.host_id IN \([^)]*\)\)"
 _TOKEN = r"job\.submit_token = \?"
 _EXTERNAL_ID = r"job\.external_id = (\?|json_extract\([^)]*\))"
@@ -105,6 +109,36 @@ def _sightings() -> list[Mutant]:
     ]
 
 
+def _bars() -> list[Mutant]:
+    guards = {
+        "host_uid": r"\(job\.host_uid IS NULL OR job\.host_uid = \?\)",
+        "needs": r"\(job\.needs IS NULL OR job\.needs <= \?\)",
+        "held_at": r"\(job\.held_at IS NULL OR job\.kill_requested_at IS NOT NULL\)",
+    }
+    claims = [
+        Mutant(name, guard, pattern, partial(play.a_claim_of_what_is_barred, by=guard))
+        for name in ("claim_queued", "claim_many")
+        for guard, pattern in guards.items()
+    ]
+    orphans = [
+        Mutant(
+            name,
+            guard,
+            pattern,
+            partial(
+                play.an_orphan_that_is_barred,
+                by=guard,
+                many=name in _MANY,
+                adoptable=name.startswith("adopt"),
+            ),
+        )
+        for name in (*_ONE, *_MANY)
+        for guard, pattern in guards.items()
+        if name.startswith("adopt") or guard != "host_uid"
+    ]
+    return [*claims, *orphans]
+
+
 MUTANTS = [
     Mutant("beat", "runner_id", _RUNNER, play.anothers_beat),
     Mutant("beat", "state", _STATE, play.a_beat_for_what_has_ended),
@@ -114,6 +148,7 @@ MUTANTS = [
     Mutant("claim_many", "host_id", _HOST, play.a_bulk_claim_from_another_host),
     Mutant("claim_many", "connection", r"job\.connection IS \?", play.a_claim_of_what_is_not_served),
     *_sightings(),
+    *_bars(),
     *(
         Mutant(f"adopt{many}", guard, pattern, partial(scenario, many=bool(many)))
         for many in ("", "_many")
@@ -277,6 +312,12 @@ _CAUGHT_BY = {
             "adopt: host_id",
             "adopt_many: adoptable",
             "adopt_many: host_id",
+            *(f"{name}: host_uid" for name in _CLAIMING),
+            *(
+                f"{name}: {guard}"
+                for name in (*_CLAIMING, "lose", "lose_many")
+                for guard in ("needs", "held_at")
+            ),
         ],
         invariants.LIVE_OWNER: [
             "adopt: runner_id",

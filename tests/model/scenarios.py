@@ -86,6 +86,19 @@ def a_bulk_claim_from_another_host(m: Machine) -> None:
     m.claim_many(who=0)
 
 
+def a_claim_of_what_is_barred(m: Machine, *, by: str) -> None:
+    m.queue(kind=Kind.RECORD, barred_by=by)
+    m.claim(who=0, job=0)
+    m.claim_many(who=0)
+
+
+def an_orphan_that_is_barred(m: Machine, *, by: str, many: bool, adoptable: bool) -> None:
+    m.start(who=0, kind=Kind.RECORD, adoptable=adoptable, barred_by=by)
+    m.befall_runner(who=0, what="pause")
+    m.wait(steps=6)
+    m.adopt(who=1, many=many)
+
+
 def a_claim_of_what_is_not_served(m: Machine) -> None:
     m.queue(kind=Kind.WINDOW)
     m.claim_many(who=2)
