@@ -157,7 +157,9 @@ def not_here(waiting: Waiting) -> str | None:
     """Return why jobs of a type that is served here still wait; None: they can be claimed."""
     if waiting.is_held:
         return "held since the database was restored: see `jobrunner db restored`"
-    if waiting.needs is not None and waiting.needs > PROTOCOL:
+    # On SQLite any client may have written a word there: that is no protocol that is known here.
+    needs: object = waiting.needs
+    if needs is not None and not (isinstance(needs, int) and needs <= PROTOCOL):
         return "a newer jobrunner stored it, with rules that this version does not know: upgrade this worker"
     if not identity.can_serve(waiting.host_id):
         return "its process is on another host"
