@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jobrunner.text import storable_json
 from jobrunner.visible import in_json, on_terminal, visible
 
 _lock = threading.RLock()
@@ -63,7 +64,12 @@ def say_spec(spec: Any) -> bool:
 
 def as_json(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON that shows as plain text wherever it is printed."""
-    return in_json(json.dumps(value, default=_plain, ensure_ascii=False, indent=indent))
+    try:
+        text = json.dumps(value, default=_plain, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:  # a number that JSON does not have, which any client of SQLite may have written
+        plain = json.loads(json.dumps(value, default=_plain))
+        text = json.dumps(storable_json(plain, None), ensure_ascii=False, indent=indent)
+    return in_json(text)
 
 
 def word(text: str) -> None:
