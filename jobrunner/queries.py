@@ -76,6 +76,7 @@ def listed(
     job_types: Collection[str] = (),
     name: str | None = None,
     dag_id: str | None = None,
+    key: str | None = None,
     since_s: float | None = None,
     since: dt.datetime | None = None,
     limit: int = 50,
@@ -86,7 +87,7 @@ def listed(
     """
     job, _ = tables()
     of_states = [JobState(state) for state in sorted(set(states))]
-    wish = _Wish(of_states, job_types, name, dag_id, since_s, since)
+    wish = _Wish(of_states, job_types, name, dag_id, key, since_s, since)
     ids: Any = None
     if job_types or since_s is not None or since is not None:
         ids = _ids_among_newest(conn, wish, limit)
@@ -113,6 +114,7 @@ class _Wish:
     job_types: Collection[str]
     name: str | None
     dag_id: str | None
+    key: str | None
     since_s: float | None
     since: dt.datetime | None
 
@@ -123,6 +125,7 @@ class _Wish:
             (columns.job_type.in_(self.job_types), self.job_types),
             (columns.name == self.name, self.name is not None),
             (columns.dag_id == self.dag_id, self.dag_id is not None),
+            (columns.key == self.key, self.key is not None),
             (~self.is_older(columns), True),
         ]
         return [condition for condition, is_wished in wishes if is_wished]

@@ -125,6 +125,10 @@ class Runner:
 
     # --- taking and giving back ------------------------------------------------------------------
 
+    def prepare(self, job: "MonitorJob") -> None:
+        """Have the way to a job's backend before anything is stored or claimed. Raises what `take` raises."""
+        self._channel(job, job.connection)
+
     def take(self, claim: Claim, row: RowMapping, job: "MonitorJob") -> asyncio.Future[JobState]:
         """Own a job that this runner has claimed; the future tells how it ended.
 

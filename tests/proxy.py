@@ -137,3 +137,33 @@ class Proxy(Relay):
 def socket_of(directory: str) -> str:
     """Return the path of PostgreSQL's socket."""
     return str(Path(directory, _SOCKET_NAME))
+
+
+class LosingProxy(TcpProxy):
+    """Loses the answer of a statement, on request: the server has done it, and the connection is cut."""
+
+    def __init__(self, server_socket_dir: str) -> None:
+        self._to_lose: bytes | None = None
+        self._is_gone_after = False
+        self.lost = 0
+        super().__init__(server_socket_dir)
+
+    def lose(self, statement: bytes, *, is_gone_after: bool = False) -> None:
+        """Lose the answer of the next statement with this in it. `is_gone_after`: nobody gets in then."""
+        self._to_lose, self._is_gone_after = statement, is_gone_after
+
+    def _carry(self, source: socket.socket, data: tuple[socket.socket, bool]) -> None:
+        target, from_client = data
+        if not from_client or self._to_lose is None:
+            super()._carry(source, data)
+            return
+        words = source.recv(1 << 16)
+        target.sendall(words)
+        if not words:
+            self._drop(source)
+        elif self._to_lose in words:
+            target.recv(1 << 16)  # it comes once the statement is done
+            self._to_lose = None
+            self.lost += 1
+            self.is_refusing = self._is_gone_after
+            self._drop(source)

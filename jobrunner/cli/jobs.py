@@ -54,6 +54,7 @@ class _Since(click.ParamType):  # type: ignore[type-arg]
 )
 @job_type_option
 @click.option("--name", help="Only jobs of this name.")
+@click.option("--key", help="Only the job with this key.")
 @click.option("--since", type=_Since(), metavar="WHEN", help="Only jobs created since: 2h, 7d, or a time.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
 @json_option
@@ -62,6 +63,7 @@ def list_(
     states: tuple[str, ...],
     job_types: tuple[str, ...],
     name: str | None,
+    key: str | None,
     since: float | dt.datetime | None,
     limit: int,
     as_json: bool,
@@ -83,6 +85,7 @@ def list_(
             states=[JobState(state) for state in states],
             job_types=job_types,
             name=name,
+            key=key,
             since_s=since if isinstance(since, float) else None,
             since=since if isinstance(since, dt.datetime) else None,
             limit=limit + 1,
@@ -94,7 +97,11 @@ def list_(
     elif rows:
         _say_list(rows, _why_waiting(rows))
     else:
-        word("There are no such jobs." if any((states, job_types, name, since)) else "There are no jobs yet.")
+        word(
+            "There are no such jobs."
+            if any((states, job_types, name, key, since))
+            else "There are no jobs yet."
+        )
     if has_more:
         word(f"There are more than {limit}: --limit shows more of them.")
     _warn_of_released(rows)

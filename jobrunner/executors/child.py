@@ -10,23 +10,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from jobrunner import registry, statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
-from jobrunner.errors import DatabaseUnavailable, JobrunnerError, UsageError
+from jobrunner.doubt import WriteOnce
+from jobrunner.errors import ClaimLost, DatabaseUnavailable, JobNotFound, JobrunnerError, UsageError
 from jobrunner.executors.family import Family
 from jobrunner.logs import get_logger, log_as_lines
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.base_job import object_of
 from jobrunner.models.own_run import OwnRun, Terminated, run_claimed
 from jobrunner.models.rows import refresh
+from jobrunner.models.start import NotTaken, claimed, still_claimed
 from jobrunner.retry import Retry
 from jobrunner.settings import configure
 from jobrunner.statements import Claim, Owner, Sighting, new_owner
@@ -118,38 +121,58 @@ def _claimed(order: Order) -> tuple[Database, Claim, RowMapping] | None:
     Raises `JobrunnerError`, after `CLAIM_WITHIN_S` where the database stays away.
     """
     owner = replace(new_owner(order.executor_class), runner_id=order.runner_id)
-    retry, until_s = Retry(most_s=2.0), monotonic_s() + CLAIM_WITHIN_S
+    until_s = monotonic_s() + CLAIM_WITHIN_S
+    database = _reached(order, until_s)
+    once = WriteOnce(
+        database,
+        lambda act: claimed(act.connection, order.job_id, owner, lambda _connection: act.claim(owner)),
+        lambda connection: still_claimed(connection, order.job_id, owner),
+        patience_s=until_s - monotonic_s(),
+        waits_to_send=True,
+        begin=lambda: _acting(database, order),
+    )
+    try:
+        taken = once.do()
+    except (NotTaken, ClaimLost, JobNotFound):
+        return None
+    return database, taken.claim, taken.row
+
+
+def _reached(order: Order, until_s: float) -> Database:
+    retry = Retry(most_s=2.0)
     while True:
         try:
-            database = get_database()
-            _claim(database, order, owner)
-            with database.read() as connection:
-                row = statements.get_or_none(connection, order.job_id)
+            return get_database()
         except DatabaseUnavailable as error:
             if monotonic_s() >= until_s:
                 raise
             if retry.count == 0:
                 log.warning("the job cannot be claimed yet", job=order.job_id, error=error)
-            time.sleep(retry.next_s())
-            continue
-        # By the row: a claim may have been taken of which no answer came.
-        if row is None or row["runner_id"] != owner.runner_id or row["state"] is not JobState.RUNNING:
-            return None
-        return database, Claim(order.job_id, owner.runner_id, row["claims"]), row
+        time.sleep(retry.next_s())
 
 
-def _claim(database: Database, order: Order, owner: Owner) -> None:
+@dataclass(frozen=True, slots=True)
+class _Act:
+    """The write in which the job is claimed: queued, or as the orphan that stood still once more."""
+
+    connection: Connection
+    claim: Callable[[Owner], Claim | None]
+
+
+@contextmanager
+def _acting(database: Database, order: Order) -> Iterator[_Act]:
     seen = order.sighting()
     if seen is None:
         with database.write() as connection:
-            statements.claim_queued(connection, order.job_id, owner)
+            yield _Act(connection, lambda owner: statements.claim_queued(connection, order.job_id, owner))
         return
     orphan = confirmed(database, seen, CLAIM_WITHIN_S)
-    if orphan is None:
-        return
     with acting(database) as act:
-        for each in act.still_good([orphan]):
-            statements.adopt(act.connection, each, owner)
+        still_good = [] if orphan is None else act.still_good([orphan])
+        yield _Act(
+            act.connection,
+            lambda owner: next((statements.adopt(act.connection, each, owner) for each in still_good), None),
+        )
 
 
 def _made(row: Any, imports: tuple[str, ...]) -> BaseJob:

@@ -2,28 +2,40 @@
 
 import asyncio
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Literal
 
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import RowMapping
 
-from jobrunner import statements
+from jobrunner import identity, statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseError, JobNotFound, Released, UsageError, error_of_end
 from jobrunner.executors.signals import heard
 from jobrunner.logs import get_logger
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
-from jobrunner.models.rows import is_stored, refresh, store
+from jobrunner.models.rows import is_stored
+from jobrunner.models.start import Start, Taken, owner_for
 from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Owner, Sighting, new_owner
 from jobrunner.states import JobState
-from jobrunner.sweeper import LOOK_S, Lookout, acting, check_servable, claim, lose_with_its_host, see_off
+from jobrunner.sweeper import (
+    LOOK_S,
+    Acting,
+    Lookout,
+    acting,
+    check_servable,
+    claim,
+    lose_with_its_host,
+    see_off,
+    why_lost,
+)
 
 log = get_logger(__name__)
 
 OnExit = Literal["release", "kill"]
-Taken = tuple[Claim, RowMapping]
+Ended = asyncio.Future[JobState]
+"""How a job that a runner owns will have ended."""
 
 
 class LocalExecutor:
@@ -47,7 +59,7 @@ class LocalExecutor:
         Raises `JobFailed`, `JobKilled` or `JobLost` as it ended, `Released` when told to stop first,
         `ClaimLost` when it was taken, ended or deleted, `UsageError` when it is not there to be run.
         """
-        watch = self._watch(job, job.executor_class or type(self).__name__)
+        watch = self._watch(job, owner_for(job))
         self._run(watch, watch.claim_now)
 
     def attach(self, job_id: int) -> None:
@@ -67,7 +79,7 @@ class LocalExecutor:
                 f"Job {job_id} is a {job.job_type}, which runs its own code and cannot be taken over: "
                 f"`jobrunner wait {job_id}` waits for its end."
             )
-        watch = self._watch(job, type(self).__name__)
+        watch = self._watch(job, new_owner(type(self).__name__))
         self._run(watch, watch.come_to_own)
 
     def finish_kill(self, job_id: int) -> None:
@@ -85,9 +97,9 @@ class LocalExecutor:
         if error is not None:
             raise error
 
-    def _watch(self, job: MonitorJob, executor_class: str) -> "_Watch":
+    def _watch(self, job: MonitorJob, owner: Owner) -> "_Watch":
         started = self.on_started or (lambda _job_id: None)
-        return _Watch(get_database(), new_owner(executor_class), job, self._on_exit, started)
+        return _Watch(get_database(), owner, job, self._on_exit, started)
 
     def _run(self, watch: "_Watch", own: "Callable[[], Any]") -> None:
         try:
@@ -118,21 +130,17 @@ class _Watch:
         self._on_exit = on_exit
         self._on_started = on_started
         self._signals: list[int] = []
+        self._runner: Runner | None = None
         self._stop = asyncio.Event()
         self._stored = asyncio.Event()
 
-    async def run(self, own: "Callable[[], Any]") -> JobState:
+    async def run(self, own: "Callable[[], Awaitable[Ended | JobState]]") -> JobState:
         """Watch to the end. `own` comes to own the job, or returns how it ended."""
         with heard(self._on_signal):
-            taken: Taken | JobState = await own()
-            if isinstance(taken, JobState):
-                return taken
-            async with Runner(self._database, self._owner) as runner:
-                try:
-                    end = runner.take(*taken, self.job)
-                except BaseException:  # its connection cannot be used: it is not kept from others
-                    await runner.release(taken[0], "released: its connection cannot be used here")
-                    raise
+            async with AsyncExitStack() as self._stack:
+                end = await own()
+                if isinstance(end, JobState):
+                    return end
                 stop = asyncio.create_task(self._stop.wait())
                 await asyncio.wait((end, stop), return_when=asyncio.FIRST_COMPLETED)
                 stop.cancel()
@@ -149,45 +157,36 @@ class _Watch:
 
     # --- coming to own ------------------------------------------------------------------------------
 
-    async def claim_now(self) -> Taken:
+    async def claim_now(self) -> Ended:
         """Store the job as ours, or claim it where it is queued."""
-        taken = await asyncio.to_thread(self._store_or_claim)
-        self._has_started()
-        return taken
-
-    def _store_or_claim(self) -> Taken:
         check_servable(self.job)
-        with self._database.write() as connection:
-            if is_stored(self.job):
-                row = statements.get(connection, self.job.id)
-                queued = row["state"] is JobState.QUEUED
-                claimed = claim(connection, row, self._owner, None) if queued else None
-                row = statements.get(connection, self.job.id)
-            else:
-                row = store(connection, self.job, self._owner)
-                claimed = Claim(row["id"], self._owner.runner_id, row["claims"])
-        refresh(self.job, row)
-        if claimed is None:
-            raise UsageError(
-                f"Job {self.job.id} is {self.job.state}, not queued: only a queued job can be run."
-            )
-        return claimed, row
+        await self._make_ready()  # so that nothing is stored where it cannot be watched
+        start = Start(self._database, self.job, self._owner, is_wanted=lambda: not self._stop.is_set())
+        end = await self._hand_over(start, start.take, self._has_started)
+        assert end is not None  # what is not there to be run raises
+        return end
 
-    async def come_to_own(self) -> Taken | JobState:
+    async def come_to_own(self) -> Ended | JobState:
         """Follow the row until it ended, or is ours."""
         self._has_started()
         lookout = Lookout(self.job.id, self._database.settings.grace_multiplier)
         while not self._stop.is_set():
             with lookout.trying():
                 found = await asyncio.to_thread(self._look, lookout)
-                if found is not None:
+                if isinstance(found, JobState):
                     return found
+                if found is not None:
+                    end = await self._adopt(*found)
+                    if end is not None:
+                        return end
+                    lookout.restart()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(LOOK_S, self.job.heartrate / 4)):
                     await self._stop.wait()
         raise self._released()
 
-    def _look(self, lookout: Lookout) -> Taken | JobState | None:
+    def _look(self, lookout: Lookout) -> tuple[RowMapping, Sighting | None] | JobState | None:
+        """Return the row of a job that is there to be claimed, or how it ended; None: it is not yet."""
         with self._database.read() as connection:
             row, orphan = lookout.look(connection)
         state = JobState(row["state"])
@@ -195,22 +194,55 @@ class _Watch:
             return state
         if state is JobState.RUNNING and orphan is None:
             return None
-        taken: Taken | JobState | None = None
-        with acting(self._database) as act:
-            if orphan is None or act.still_good([orphan]):
-                taken = self._take(act.connection, row, orphan)
-        if taken is None:
-            lookout.restart()
-        return taken
-
-    def _take(
-        self, connection: Connection, row: RowMapping, orphan: Sighting | None
-    ) -> Taken | JobState | None:
-        if orphan is not None and lose_with_its_host(connection, row, orphan):
-            return JobState.LOST
+        if orphan is not None:
+            with acting(self._database) as act:
+                if not act.still_good([orphan]):
+                    lookout.restart()
+                    return None
+                if lose_with_its_host(act.connection, row, orphan):
+                    return JobState.LOST
+                if not row["adoptable"]:  # nor may anybody else take it over
+                    is_lost = statements.lose(act.connection, orphan, identity.who(), why_lost(row))
+                    return JobState.LOST if is_lost else None
         check_servable(self.job, row["host_id"])
-        claimed = claim(connection, row, self._owner, orphan)
-        return None if claimed is None else (claimed, statements.get(connection, self.job.id))
+        return row, orphan
+
+    async def _adopt(self, row: RowMapping, orphan: Sighting | None) -> Ended | None:
+        """Claim a job as it was seen; None: it does not stand so any more."""
+        await self._make_ready()
+        start = Start(self._database, self.job, self._owner, is_wanted=lambda: not self._stop.is_set())
+
+        def claim_it(act: Acting) -> Claim | None:
+            is_good = orphan is None or act.still_good([orphan])
+            return claim(act.connection, row, self._owner, orphan) if is_good else None
+
+        return await self._hand_over(start, lambda: start.adopt(lambda: acting(self._database), claim_it))
+
+    async def _make_ready(self) -> None:
+        """Have a runner, and in it a way to the job's backend. Raises what its connection raises."""
+        if self._runner is None:
+            self._runner = await self._stack.enter_async_context(Runner(self._database, self._owner))
+        self._runner.prepare(self.job)
+
+    async def _hand_over(
+        self, start: Start, take: "Callable[[], Taken | None]", on_taken: Callable[[], None] = lambda: None
+    ) -> Ended | None:
+        """Take the job, and give it to the runner; None: it was not there to be taken."""
+        assert self._runner is not None
+        taking = asyncio.create_task(asyncio.to_thread(take))
+        try:
+            taken = await asyncio.shield(taking)
+            if taken is None:
+                return None
+            await asyncio.to_thread(start.confirm)
+            on_taken()
+            end = self._runner.take(taken.claim, taken.row, self.job)
+            start.hand_over()
+        except BaseException as error:
+            await asyncio.wait([taking])  # a thread cannot be cancelled, and may take it yet
+            await asyncio.to_thread(start.give_up, error)
+            raise
+        return end
 
     def _has_started(self) -> None:
         self._on_started(self.job.id)

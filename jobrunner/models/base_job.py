@@ -2,6 +2,7 @@
 
 import datetime as dt
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Self, cast
@@ -28,7 +29,8 @@ from jobrunner.logs import get_logger
 from jobrunner.models.endings import kill_message
 from jobrunner.models.job_event import BigId, JobEvent
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, run_code
-from jobrunner.models.rows import from_row, is_stored, reading, refresh, store, writing
+from jobrunner.models.rows import from_row, is_stored, reading, refresh, writing
+from jobrunner.models.storing import Unsettled, check_key, store_queued
 from jobrunner.resources import NONE
 from jobrunner.settings import get_settings
 from jobrunner.sqltypes import StateType, StoredJson, StoredText, UtcDateTime, db_now
@@ -63,9 +65,11 @@ class BaseJob(Base):
 
     `executor`: what runs it; its class's name is kept. `heartrate`: seconds between beats, kept in
     the row; without it the settings say. `name`, `dag_id`, `parent_id`: labels, and the job that
-    enqueued this one. `timeout`: seconds from being stored to the deadline. A class whose code stands
+    enqueued this one. `timeout`: seconds from being stored to the deadline. `key`: 1 to 250 characters,
+    unique over all jobs; without it a random one. However often an object is stored, its key stands in one
+    row. A class whose code stands
     running twice says `adoptable = True`: another runner may then run it again after its own died.
-    Raises `UsageError` on a heartrate that cannot be kept.
+    Raises `UsageError` on a heartrate that cannot be kept, and on a key that no row could carry.
     """
 
     __tablename__ = "job"
@@ -158,6 +162,8 @@ class BaseJob(Base):
     executor: Any = None
     timeout: float | None = None
     _own: OwnRun | None = None
+    _has_made_its_key: bool = False
+    _unsettled: Unsettled | None = None
 
     def __init_subclass__(
         cls,
@@ -192,6 +198,9 @@ class BaseJob(Base):
     ) -> None:
         settings = get_settings()
         timeout = kwargs.pop("timeout", None)
+        key = kwargs.pop("key", None)
+        self._has_made_its_key = key is None
+        kwargs["key"] = uuid.uuid4().hex if key is None else check_key(key)
         job_type = type(self).__mapper__.polymorphic_identity or type(self).__name__
         for key, value in {
             "state": JobState.QUEUED,
@@ -313,12 +322,17 @@ class BaseJob(Base):
     # --- asking, from anywhere ---------------------------------------------------------------------
 
     def store(self, session: Session | None = None) -> Self:
-        """Insert the job as `queued`, to be run later, and return it. Raises `DatabaseError`."""
-        if not is_stored(self):
-            with writing(session) as connection:
-                row = store(connection, self, None)
-            refresh(self, row)  # not before the commit: what failed may be stored again
+        """Insert the job as `queued`, to be run later, and return it.
+
+        Called again it makes no second job: not after an error that left open whether the first was taken,
+        and not after a transaction of the caller's own `session`, which decides. Raises `DatabaseError`, and
+        `UsageError` when the `key` is that of another job.
+        """
+        store_queued(self, session)
         return self
+
+    def _check_before_storing(self) -> None:
+        """Refuse what would fail for certain once it is stored."""
 
     def request_kill(
         self, by: str | None = None, reason: str | None = None, session: Session | None = None

@@ -20,7 +20,6 @@ from jobrunner.errors import (
     JobEndedBadly,
     JobNotFound,
     JobrunnerError,
-    UsageError,
     error_of_end,
     words_of,
 )
@@ -29,8 +28,8 @@ from jobrunner.hints import Hints
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
 from jobrunner.models.forks import end_copy
-from jobrunner.models.rows import is_stored, refresh, store
-from jobrunner.statements import Beaten, Claim, Owner, new_owner
+from jobrunner.models.start import Start, owner_for
+from jobrunner.statements import Beaten, Claim
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
@@ -268,32 +267,24 @@ def call_back(job: "BaseJob", database: Database) -> None:
 
 def run_code(job: "BaseJob") -> None:
     """Run a job's own code in this process, from its claim to its terminal state: see `BaseJob.run`."""
-    database, claim = claim_here(job, new_owner(job.executor_class or "LocalExecutor"))
-    run_claimed(job, database, claim)
-
-
-def claim_here(job: "BaseJob", owner: Owner) -> tuple[Database, Claim]:
-    """Store the job as this process's own, or claim it where it is queued. Raises `UsageError`."""
-    database = get_database()
-    with database.write() as connection:
-        if is_stored(job):
-            claim = statements.claim_queued(connection, job.id, owner)
-            row = statements.get(connection, job.id)
-        else:
-            row = store(connection, job, owner)
-            claim = Claim(row["id"], owner.runner_id, row["claims"])
-    refresh(job, row)
-    if claim is None:
-        raise UsageError(f"Job {job.id} is {job.state}, not queued: only a queued job can be run.")
-    return database, claim
+    with Start(get_database(), job, owner_for(job)) as start:
+        taken = start.take()
+        start.confirm()
+        run_claimed(job, start.database, taken.claim, hand_over=start.hand_over)
 
 
 def run_claimed(
-    job: "BaseJob", database: Database, claim: Claim, see_off: Callable[[], str] | None = None
+    job: "BaseJob",
+    database: Database,
+    claim: Claim,
+    see_off: Callable[[], str] | None = None,
+    *,
+    hand_over: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the own code of a job that this process has just claimed, to its terminal state.
 
     `see_off`: ends what the code has started, before the job counts as killed or out of time.
+    `hand_over`: called once this sees to the end of the job, whatever happens.
     """
     with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
         warn_of_skew(database, job.heartrate)
@@ -305,6 +296,7 @@ def run_claimed(
     job._own = own
     on_started = getattr(job.executor, "on_started", None)
     try:
+        hand_over()
         if on_started is not None:
             on_started(job.id)
         if job.kill_requested_at is not None:

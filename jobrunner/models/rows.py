@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping, inspect
-from sqlalchemy.orm import Session, configure_mappers, make_transient_to_detached
+from sqlalchemy.orm import Session, configure_mappers, make_transient, make_transient_to_detached
 from sqlalchemy.orm.attributes import instance_dict, instance_state, set_committed_value
 
 from jobrunner import identity, statements
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STORED_COLUMNS = (
     *("job_type", "name", "dag_id", "parent_id", "heartrate", "executor_class", "hostname", "unixname"),
     *("adoptable", "host_id", "connection", "spec", "submit_token", "external_id", "poll_interval"),
-    *("start_timeout", "resubmit", "needs"),
+    *("start_timeout", "resubmit", "needs", "key"),
 )
 """What an object brings into its row when it is stored; all else is the protocol's to write."""
 
@@ -31,18 +31,28 @@ def is_stored(job: "BaseJob") -> bool:
 
 
 def store(connection: Connection, job: "BaseJob", owner: Owner | None) -> RowMapping:
-    """Insert the row of a new object, claimed by `owner` or queued, and return it."""
+    """Insert the row of a new object, claimed by `owner` or queued, and return it.
+
+    The row of its key that is there already is returned as it stands.
+    """
+    return statements.store(connection, values_of(job), owner, actor=identity.who())
+
+
+def values_of(job: "BaseJob") -> dict[str, Any]:
+    """Return what a new object brings into its row."""
     values = {key: getattr(job, key) for key in STORED_COLUMNS}
     if values["submit_token"] is None:  # a spec of work outside is its backend's own
         values["spec"] = spec_with(job.spec, job.resources)
     if job.timeout is not None:
         values["deadline_at"] = db_in(job.timeout)
-    return statements.store(connection, values, owner, actor=identity.who())
+    return values
 
 
 def refresh(job: "BaseJob", row: RowMapping) -> None:
     """Fill an object from its row, so that memory says what the database says."""
     state = inspect(job)
+    if state.has_identity and state.identity != (row["id"],):
+        make_transient(job)  # the transaction that had stored it was rolled back, and it was stored anew
     if not state.has_identity:
         if state.session is not None:
             # It is stored now: a later flush of that session must not store it once more.

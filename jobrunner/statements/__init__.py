@@ -6,7 +6,18 @@ owner carries his whole claim, (runner_id, claims), and its row count is looked 
 """
 
 from jobrunner.statements.beating import Beaten, beat, flagged, look
-from jobrunner.statements.claiming import adopt, adopt_many, claim_many, claim_queued, lose, lose_many, store
+from jobrunner.statements.claiming import (
+    adopt,
+    adopt_many,
+    claim_many,
+    claim_queued,
+    confirm,
+    find,
+    lose,
+    lose_many,
+    store,
+    store_once,
+)
 from jobrunner.statements.ending import End, end, end_many, judged_by, release, release_many
 from jobrunner.statements.holding import HELD, free, held_rows, hold_live, say_held
 from jobrunner.statements.killing import begin_cancel, request_kill
@@ -54,8 +65,10 @@ __all__ = [
     "begin_submit",
     "claim_many",
     "claim_queued",
+    "confirm",
     "end",
     "end_many",
+    "find",
     "flagged",
     "free",
     "get",
@@ -84,6 +97,7 @@ __all__ = [
     "say_held",
     "say_unsubmitted",
     "store",
+    "store_once",
     "tables",
     "tell",
 ]

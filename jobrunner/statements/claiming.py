@@ -14,13 +14,14 @@ from sqlalchemy import (
     bindparam,
     false,
     func,
-    insert,
     or_,
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from jobrunner.sqltypes import db_now, same_moment, waited_s
+from jobrunner.statements.beating import look
 from jobrunner.statements.given import json_of
 from jobrunner.statements.table import (
     Claim,
@@ -29,9 +30,11 @@ from jobrunner.statements.table import (
     actor_of,
     get,
     get_many,
+    is_one,
     may_claim,
     may_judge,
     of_given,
+    owned,
     tables,
     with_event,
     with_events,
@@ -40,18 +43,48 @@ from jobrunner.states import JobState
 
 
 def store(conn: Connection, values: Mapping[str, Any], owner: Owner | None, actor: str) -> RowMapping:
-    """Insert a job and return its row: queued, or, with an `owner`, already claimed by him.
+    """Insert a job and return its row: queued, or, with an `owner`, already claimed by it.
 
-    A foreground start inserts its row claimed, so that no worker can take it in between.
+    The row of a `key` that is there already is returned as it stands.
+    """
+    job_id = store_once(conn, values, owner, actor)
+    if job_id is None:
+        standing = find(conn, values["key"])
+        assert standing is not None  # nothing else keeps an INSERT from being done
+        job_id = standing["id"]
+    return get(conn, job_id)
+
+
+def store_once(conn: Connection, values: Mapping[str, Any], owner: Owner | None, actor: str) -> int | None:
+    """Insert a job and return its id; None: its `key` is there already, and nothing was inserted.
+
+    Queued, or, with an `owner`, already claimed by it: a foreground start inserts its row claimed, so that
+    no worker can take it in between. The key makes it safe to send again where the answer was lost.
     """
     job, _ = tables()
     state = JobState.QUEUED if owner is None else JobState.RUNNING
     row = {"created_at": db_now(), "latest_heartbeat": db_now()} | dict(values) | {"state": state}
     if owner is not None:
         row |= _owned_by(owner) | {"claims": 1, "start_date": db_now()}
-    job_id = with_event(conn, insert(job).values(row), None, state, actor, "stored")
-    assert job_id is not None  # an INSERT that did nothing raises
-    return get(conn, job_id)
+    make = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    statement = make(job).values(row).on_conflict_do_nothing(index_elements=[job.c.key])
+    return with_event(conn, statement, None, state, actor, "stored")
+
+
+def confirm(conn: Connection, claim: Claim) -> bool:
+    """Let others take the job over when its owner dies; False when the claim no longer stands.
+
+    A job that is stored as claimed is inserted without that: nobody shall run it whose owner never learnt
+    that it was stored, and has told somebody so.
+    """
+    return is_one(conn, owned(claim).values(adoptable=True))
+
+
+def find(conn: Connection, key: str) -> RowMapping | None:
+    """Read where the job with this key stands, as `look` does by ids; None: there is none."""
+    job, _ = tables()
+    job_id = conn.execute(select(job.c.id).where(job.c.key == key)).scalar()
+    return None if job_id is None else look(conn, [job_id]).get(job_id)
 
 
 def claim_queued(conn: Connection, job_id: int, owner: Owner, host_id: str | None = None) -> Claim | None:

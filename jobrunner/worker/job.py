@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from jobrunner import registry
+from jobrunner.database import get_database
 from jobrunner.errors import DatabaseError, JobNotFound, UsageError, error_of_end
 from jobrunner.executors.base import WorkerExecutor
 from jobrunner.models import BaseJob
-from jobrunner.models.own_run import claim_here
-from jobrunner.statements import new_owner
+from jobrunner.models.start import Start, owner_for
 
 CAPACITY = 10_000
 """Monitor jobs that a worker watches at most, unless it is told otherwise."""
@@ -80,14 +81,17 @@ class WorkerJob(BaseJob):
         from jobrunner.worker.loop import Worker
         from jobrunner.worker.probe import Probe
 
-        probe = Probe(self.probe)  # where it cannot listen, nothing is stored
-        with self._opened():
-            owner = new_owner(self.executor_class or "LocalExecutor")
-            database, claim = claim_here(self, owner)
+        for module in (self.spec or {})["imports"]:  # what cannot be had is said before anything is stored
+            registry.load_module(module)
+        probe = Probe(self.probe)
+        with self._opened(), Start(get_database(), self, owner_for(self)) as start:
+            taken = start.take()
             on_started = getattr(self.executor, "on_started", None)
             if on_started is not None:
                 on_started(self.id)
-            state = asyncio.run(Worker(database, owner, claim, self, probe).run())
+            worker = Worker(start.database, start.owner, taken.claim, self, probe)
+            start.has_begun()  # and it ends its row itself: an error leaves that to `start`
+            state = asyncio.run(worker.run())
         with suppress(DatabaseError, JobNotFound):  # it would hide how the work itself ended
             self.reload()
         error = error_of_end(self.id, state, self.message)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobrunner.database import Database
 from jobrunner.models import BaseJob
-from jobrunner.models.own_run import claim_here
+from jobrunner.models.start import Start
 from jobrunner.statements import new_owner
 from jobrunner.states import JobState
 from jobrunner.worker import WorkerJob
@@ -23,7 +23,7 @@ class Working:
         self.job = WorkerJob(**{"heartrate": 0.3, "processes": 1, "drain_timeout": 5.0, **options})
         self.database = database
         owner = new_owner("LocalExecutor")
-        _, claim = claim_here(self.job, owner)
+        claim = Start(database, self.job, owner).take().claim
         self.worker = Worker(database, owner, claim, self.job)
         self.runner_id = owner.runner_id
         self.task = asyncio.create_task(self.worker.run())
