@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
 
@@ -127,4 +128,7 @@ def show_own_traceback(error: BaseException) -> None:
 
 
 def _print_traceback(error: BaseException, frames: TracebackType | None) -> None:
-    sys.stderr.write(without_secrets("".join(traceback.format_exception(type(error), error, frames))))
+    text = without_secrets("".join(traceback.format_exception(type(error), error, frames)))
+    with suppress(OSError, ValueError, AttributeError):  # nobody can be told
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -10,10 +10,10 @@ from jobrunner import registry, worklist
 from jobrunner.cli.exits import CODE_OF_STATE, ExitCode, code_of, show_own_traceback, tell
 from jobrunner.cli.live import Live
 from jobrunner.cli.options import JobOptions
-from jobrunner.cli.output import log_as_words, say, say_json, word
+from jobrunner.cli.output import log_as_words, report, report_json, word
 from jobrunner.cli.spelling import why_waiting
 from jobrunner.database import get_database
-from jobrunner.errors import ClaimLost, JobEndedBadly, JobrunnerError, Released
+from jobrunner.errors import ClaimLost, DatabaseError, JobEndedBadly, JobrunnerError, Released
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
@@ -39,17 +39,22 @@ def start_monitor_job(make: "Callable[..., MonitorJob]", options: JobOptions) ->
 def queue(job: "BaseJob", *, as_json: bool) -> int:
     """Store a job for a worker to take, print its id, and say so where nobody will take it soon."""
     job.store()
-    if as_json:
-        say_json({"id": job.id, "state": str(job.state)})
-    else:
-        say(f"job {job.id}")
-    database = get_database()
-    with database.read() as connection:
-        workers = worklist.workers(connection, database.settings.grace_multiplier)
-    why = why_waiting(job.job_type, job.connection, workers, job.spec)
-    if why is not None:
-        word(f"job {job.id} is queued: {why}")
+    is_told = report_json({"id": job.id, "state": str(job.state)}) if as_json else report(f"job {job.id}")
+    why = _why_waiting(job)
+    if why is not None or not is_told:
+        word(f"job {job.id} is queued" + (f": {why}" if why else ""))
     return ExitCode.SUCCESS
+
+
+def _why_waiting(job: "BaseJob") -> str | None:
+    """Return why no worker will take the job soon; None: one will."""
+    database = get_database()
+    try:
+        with database.read() as connection:
+            workers = worklist.workers(connection, database.settings.grace_multiplier)
+    except DatabaseError as error:  # it is stored, and that is what was asked for
+        return f"it is not known whether a worker takes it ({error})"
+    return why_waiting(job.job_type, job.connection, workers, job.spec)
 
 
 def watch_to_the_end(run: Callable[[], None], live: Live) -> int:

@@ -44,7 +44,7 @@ def _see_to_the_end(job_id: int, *, wait: bool, as_json: bool) -> int:
     from jobrunner.cli import spelling
     from jobrunner.cli.exits import ExitCode
     from jobrunner.cli.following import looks
-    from jobrunner.cli.output import row_as_json, say_json
+    from jobrunner.cli.output import report_json, row_as_json
 
     code: int = ExitCode.SUCCESS
     for row in looks(job_id):
@@ -54,7 +54,7 @@ def _see_to_the_end(job_id: int, *, wait: bool, as_json: bool) -> int:
             continue
         if row["state"].is_terminal or not wait or is_left:
             if as_json:
-                say_json(row_as_json(row))
+                report_json(row_as_json(row))
             else:
                 _tell(row)
             return code
@@ -85,10 +85,10 @@ def _cancel_from_here(job_id: int) -> int:
 
 def _tell(row: "RowMapping") -> None:
     from jobrunner.cli import spelling
-    from jobrunner.cli.output import say
+    from jobrunner.cli.output import report
 
     if row["state"].is_terminal:
         late = "" if row["kill_requested_at"] is not None else "already ended: "
-        say(late + spelling.ended(row))
+        report(late + spelling.ended(row))
     else:
-        say(f"job {row['id']} {spelling.state(row)}, kill requested")
+        report(f"job {row['id']} {spelling.state(row)}, kill requested")

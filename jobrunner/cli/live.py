@@ -13,9 +13,9 @@ from jobrunner.cli.output import (
     erase_live_line,
     is_terminal,
     live_line,
+    report,
+    report_json,
     row_as_json,
-    say,
-    say_json,
     word,
 )
 from jobrunner.database import get_database
@@ -54,9 +54,9 @@ class Live:
         self.job_id = job_id
         row = _row(job_id)
         if self._as_json:
-            say_json({"id": job_id, "state": str(row["state"]) if row is not None else JobState.RUNNING})
+            report_json({"id": job_id, "state": str(row["state"]) if row is not None else JobState.RUNNING})
         else:
-            say(f"job {job_id}")
+            report(f"job {job_id}")
         if not self._quiet:
             self._thread = threading.Thread(target=self._show, name="live line", daemon=True)
             self._thread.start()
@@ -75,7 +75,7 @@ class Live:
         if row is None:
             return None
         if self._as_json:
-            say_json(row_as_json(row))
+            report_json(row_as_json(row))
         if JobState(row["state"]).is_terminal:
             word(spelling.ended(row))
         return row

@@ -11,6 +11,7 @@ from jobrunner.cli import streams
 from jobrunner.cli.exits import tell
 from jobrunner.cli.groups import Lazy, LazyGroup
 from jobrunner.cli.init import leave_pid_1
+from jobrunner.cli.output import flush_output
 
 _COMMANDS = {
     "start": Lazy("jobrunner.cli.start:start", "Start a job and watch it to its end."),
@@ -42,6 +43,7 @@ class _Main(LazyGroup):
             code = super().main(args, **extra)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # it is told, in one sentence
             code = tell(error)
+        flush_output()
         sys.exit(code)
 
 

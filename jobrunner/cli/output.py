@@ -17,14 +17,20 @@ from jobrunner.visible import in_json, on_terminal, visible
 
 _lock = threading.RLock()
 _line_is_shown = False
+_is_refused = False
 
+_NOBODY = (OSError, ValueError, AttributeError)
+"""What a stream raises that is full, closed, or was closed before we began (then it is None)."""
 _GAP = 2
 _NARROWEST_LAST = 16
 _LEAST_REST = 8
 
 
 def say(text: str) -> bool:
-    """Write one line of data to standard output; False when nobody reads it any more."""
+    """Write one line of data to standard output; False when nobody reads it any more.
+
+    Raises `OSError` where it cannot be written, on a full disk for one.
+    """
     return _write(visible(text))
 
 
@@ -39,21 +45,18 @@ def write_lines(lines: Iterable[str]) -> bool:
 
 
 def _write(text: str) -> bool:
-    with _lock:
-        _erase()
-        try:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # What is left in the buffer is flushed at exit, and must not raise once more.
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return False
+    try:
+        _put(text)
+    except BrokenPipeError:
+        return False
     return True
 
 
 def say_json(value: Any) -> bool:
-    """Write a value as one line of JSON to standard output; False when nobody reads it any more."""
+    """Write a value as one line of JSON to standard output; False when nobody reads it any more.
+
+    Raises as `say` does.
+    """
     return _write(as_json(value))
 
 
@@ -72,9 +75,75 @@ def as_json(value: Any, indent: int | None = None) -> str:
     return in_json(text)
 
 
+def report(text: str) -> bool:
+    """Write one line of data about a job, which goes on whether it can be written or not; False: it cannot.
+
+    Why not is said on standard error, once.
+    """
+    return _report(visible(text))
+
+
+def report_json(value: Any) -> bool:
+    """Write a value as `report` does, as one line of JSON."""
+    return _report(as_json(value))
+
+
+def _report(text: str) -> bool:
+    global _is_refused  # noqa: PLW0603  # there is one standard output
+    try:
+        return _write(text)
+    except _NOBODY as error:
+        if not _is_refused:
+            _is_refused = True
+            word(f"jobrunner: {_refusal(error)}; the job is not affected.")
+    return False
+
+
+def _put(text: str) -> None:
+    with _lock:
+        _erase()
+        if sys.stdout is None:  # it was closed before we began
+            raise BrokenPipeError
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except OSError:
+            _divert()
+            raise
+
+
+def flush_output() -> None:
+    """Write what others' code left in the buffer of standard output; it must not fail at exit.
+
+    The interpreter would end with an exit code of its own then.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _divert()
+    except OSError as error:
+        _divert()
+        word(f"jobrunner: {_refusal(error)}.")
+    except ValueError:  # closed by somebody's code
+        return
+
+
+def _divert() -> None:
+    """Let what is left in the buffer of standard output go nowhere: else it is written at exit once more."""
+    with suppress(*_NOBODY):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _refusal(error: BaseException) -> str:
+    return f"standard output cannot be written ({getattr(error, 'strerror', None) or error})"
+
+
 def word(text: str) -> None:
     """Say one line to the person at the terminal, on standard error."""
-    with _lock, suppress(OSError, ValueError):  # there may be nobody to tell
+    with _lock, suppress(*_NOBODY):
         _erase()
         sys.stderr.write(one_line(text) + "\n")
         sys.stderr.flush()
@@ -83,7 +152,7 @@ def word(text: str) -> None:
 def live_line(text: str) -> None:
     """Show a line at the bottom of the terminal, in place of the one before."""
     global _line_is_shown  # noqa: PLW0603  # there is one terminal
-    with _lock, suppress(OSError, ValueError):
+    with _lock, suppress(*_NOBODY):
         _erase()
         sys.stderr.write(shortened(one_line(text), width_of_stderr() - 1))
         sys.stderr.flush()
@@ -92,7 +161,7 @@ def live_line(text: str) -> None:
 
 def erase_live_line() -> None:
     """Take the live line away."""
-    with _lock, suppress(OSError, ValueError):
+    with _lock, suppress(*_NOBODY):
         _erase()
 
 
@@ -100,7 +169,7 @@ def _erase() -> None:
     global _line_is_shown  # noqa: PLW0603
     if _line_is_shown:
         _line_is_shown = False
-        with suppress(OSError, ValueError):
+        with suppress(*_NOBODY):
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
 
@@ -122,7 +191,7 @@ def is_terminal(stream: Any) -> bool:
     """Whether a person looks at this stream."""
     try:
         return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed
         return False
 
 
@@ -132,7 +201,7 @@ def width_of_stderr() -> int:
         return max(20, int(os.environ["COLUMNS"]))
     try:
         return max(20, os.get_terminal_size(sys.stderr.fileno()).columns)
-    except (OSError, ValueError):
+    except _NOBODY:
         return 80
 
 

@@ -14,16 +14,16 @@ def wait(job_id: int, *, timeout: float | None, as_json: bool) -> int:
     from jobrunner.cli import spelling
     from jobrunner.cli.exits import CODE_OF_STATE
     from jobrunner.cli.following import looks
-    from jobrunner.cli.output import row_as_json, say, say_json, word
+    from jobrunner.cli.output import report, report_json, row_as_json, word
 
     was_unattended = False
     for row in looks(job_id, timeout):
         code = CODE_OF_STATE.get(row["state"])
         if code is not None:
             if as_json:
-                say_json(row_as_json(row))
+                report_json(row_as_json(row))
             else:
-                say(spelling.ended(row))
+                report(spelling.ended(row))
             return code
         if spelling.is_unattended(row) and not was_unattended:
             was_unattended = True
