@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from jobrunner import registry
 from jobrunner.driver_errors import is_missing_table, is_session_lost, refused_value, translate
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
+from jobrunner.listen_url import check_listen_url
 from jobrunner.postgres_session import Opener, is_closed
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
@@ -55,6 +56,7 @@ class Database:
         self.settings = settings
         place = settings.database
         self.url = place.to_sqlalchemy()
+        check_listen_url(settings)  # a thread that beats must not be the first to find out
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.shown_url = place.shown
         self.engine = (

@@ -108,7 +108,9 @@ class Backend(Protocol):
     A backend may also carry `patience: Patience`; without it the defaults hold. Each method may
     raise `Throttled`; any other error means that there was no answer.
 
-    Two methods more are used where a backend has them. `async check() -> str` makes one harmless call
+    Three methods more are used where a backend has them. `check_connection(connection)`, a class method,
+    raises `SettingsError` for a connection's settings by which no backend can be made, and opens nothing: it
+    is called before a job is stored. `async check() -> str` makes one harmless call
     and says in a sentence what answered, or raises `BackendError` with what failed. `events() ->
     AsyncIterator[str]` yields the external ids of jobs of which something was heard, so that they are
     asked about at once; it may tell too much, too little, or twice: `fetch` remains the truth.

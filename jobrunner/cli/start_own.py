@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import click
@@ -106,6 +107,19 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(word)  # NaN and Infinity are no JSON, and no database would take them
 
 
+@contextmanager
+def imports_of(what: str) -> Iterator[None]:
+    """Turn whatever the import of somebody's module raises into one sentence. Raises `UsageError`."""
+    from jobrunner.errors import JobrunnerError, UsageError
+
+    try:
+        yield
+    except JobrunnerError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+
+
 def find_modules_here() -> None:
     """Let modules be found in the working directory, too, as `python -m` does."""
     try:
@@ -122,20 +136,14 @@ def _make(path: str, given: dict[str, Any]) -> Any:
     from jobrunner.models import BaseJob
 
     find_modules_here()
-    try:
+    with imports_of(f"The module of {path!r}"):
         job_class = registry.load(path)
-    except JobrunnerError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"The module of {path!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
     if not (isinstance(job_class, type) and issubclass(job_class, BaseJob)):
         raise UsageError(f"{path!r} is no class of a job: derive it from jobrunner.models.BaseJob.")
     try:
         return job_class(**given)
     except JobrunnerError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "no arguments"
         raise UsageError(f"{path} cannot be made with {shown}: {type(error).__name__}: {error}") from error

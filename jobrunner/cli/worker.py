@@ -102,8 +102,8 @@ def worker(
     """
     from jobrunner import registry
     from jobrunner.cli.exits import ExitCode, code_of
-    from jobrunner.cli.output import say, say_json, word
-    from jobrunner.cli.start_own import find_modules_here
+    from jobrunner.cli.output import report, report_json, word
+    from jobrunner.cli.start_own import find_modules_here, imports_of
     from jobrunner.errors import JobEndedBadly
     from jobrunner.logs import log_as_lines
     from jobrunner.worker import WorkerJob
@@ -112,14 +112,15 @@ def worker(
     log_as_lines()
     find_modules_here()
     for module in imports:
-        registry.load_module(module)
+        with imports_of(f"The module {module!r}"):
+            registry.load_module(module)
     _ensure_known(given["job_types"], given["connections"])
 
     def started(job_id: int) -> None:
         if as_json:
-            say_json({"id": job_id, "state": "running"})
+            report_json({"id": job_id, "state": "running"})
         else:
-            say(f"job {job_id}")
+            report(f"job {job_id}")
             word(f"worker {job_id} takes jobs: Ctrl-C stops it, and cancels nothing.")
 
     executor = _executor(placed_by, dask_address, started)

@@ -1,13 +1,17 @@
 """`ArmadaMonitorJob`: a job of Armada."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
+from jobrunner import registry
 from jobrunner.backends.base import Backend
 from jobrunner.errors import UsageError
 from jobrunner.models.monitor_job import MonitorJob
 from jobrunner.settings import ConnectionSettings, get_settings
+
+if TYPE_CHECKING:
+    from jobrunner.backends.armada.connection import ArmadaConnection
 
 _LABEL_MOST = 250
 _CLIENT, _JOB_SERVICE = "client", "job service"
@@ -104,6 +108,14 @@ class ArmadaMonitorJob(MonitorJob):
             return super().make_backend(connection)
         return _backend_with(connection, client, job_service)
 
+    def _check_connection(self, connection: ConnectionSettings) -> None:
+        """Refuse settings that are wrong; with a client of its own, the job needs no url."""
+        marks = ((what, _mark(connection)) for what in (_CLIENT, _JOB_SERVICE))
+        if self._clients() or any(mark in _given for mark in marks):
+            _options_with_clients(connection)
+        elif getattr(type(self).make_backend, "__func__", None) is _MAKE_BACKEND:
+            registry.load_backend_class(connection.kind).check_connection(connection)
+
     def own_way(self) -> Hashable:
         """Return the clients that this job was given, as they are told apart."""
         clients = self._clients()
@@ -133,6 +145,9 @@ class ArmadaMonitorJob(MonitorJob):
         _given[what, _mark(connection)] = client
 
 
+_MAKE_BACKEND = ArmadaMonitorJob.make_backend.__func__  # type: ignore[attr-defined]  # a class method has one
+
+
 def _check_clients(armada_client: Any, job_service_client: Any) -> None:
     """Refuse what is none of the official classes, before anything is stored. Raises `UsageError`."""
     if armada_client is not None:
@@ -156,16 +171,11 @@ def _check_clients(armada_client: Any, job_service_client: Any) -> None:
 def _backend_with(connection: ConnectionSettings, client: Any, job_service: Any) -> Backend:
     """Return a backend with the clients that were given; what was not given is the connection's own."""
     from jobrunner.backends.armada.backend import ArmadaBackend
-    from jobrunner.backends.armada.connection import ArmadaConnection
     from jobrunner.backends.armada.jobservice_backend import JobServiceBackend
 
     has_url = "url" in connection.options
     is_job_service = connection.kind != ArmadaMonitorJob.backend_kind
-    options = ArmadaConnection.of(
-        connection
-        if has_url
-        else ConnectionSettings(kind=connection.kind, **{"url": _NOWHERE, **connection.options})
-    )
+    options = _options_with_clients(connection)
     watch = None
     if job_service is not None or (is_job_service and has_url):
         watch = JobServiceBackend(options, client=job_service)
@@ -175,6 +185,15 @@ def _backend_with(connection: ConnectionSettings, client: Any, job_service: Any)
 
 
 _NOWHERE = "localhost:50051"
+
+
+def _options_with_clients(connection: ConnectionSettings) -> "ArmadaConnection":
+    """Return a connection's options where clients were given, which need no url. Raises `SettingsError`."""
+    from jobrunner.backends.armada.connection import ArmadaConnection
+
+    return ArmadaConnection.of(
+        ConnectionSettings(kind=connection.kind, **{"url": _NOWHERE, **connection.options})
+    )
 
 
 def _mark(connection: ConnectionSettings) -> str:

@@ -91,6 +91,23 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
                 "leave resubmit out."
             )
 
+    def _check_before_storing(self) -> None:
+        """Refuse a connection by which this job could never be served. Raises `UsageError`."""
+        if not self.backend_kind:
+            return
+        _, connection = get_settings().connection(self.connection, self.backend_kind)
+        self._check_connection(connection)
+
+    def _check_connection(self, connection: ConnectionSettings) -> None:
+        """Refuse what its backend refuses; one that a subclass makes in its own way is not known here."""
+        cls = type(self)
+        makes_its_own = cls.backend_behind is not MonitorJob.backend_behind
+        if makes_its_own or getattr(cls.make_backend, "__func__", None) is not _MAKE_BACKEND:
+            return
+        check = getattr(registry.load_backend_class(connection.kind), "check_connection", None)
+        if check is not None:
+            check(connection)
+
     def own_way(self) -> Hashable:
         """Return what this job has of its own on the way to its backend; None: its connection says all.
 
@@ -153,3 +170,6 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
                 f"A {type(self).__name__} has no children or nodes: leave --child and --node away."
             )
         return self.external_id or ""
+
+
+_MAKE_BACKEND = MonitorJob.make_backend.__func__  # type: ignore[attr-defined]  # a class method has one

@@ -74,6 +74,11 @@ class AirbyteBackend:
         """Return the backend behind a connection. Raises `SettingsError`."""
         return cls(AirbyteConnection.of(connection))
 
+    @classmethod
+    def check_connection(cls, connection: ConnectionSettings) -> None:
+        """Refuse settings by which no backend can be made. Raises `SettingsError`."""
+        AirbyteConnection.of(connection)
+
     async def check(self) -> str:
         """List one job, and say what answered. Raises `AirbyteError` with what failed."""
         await self.api.list_jobs({"limit": 1, **self._in_workspaces()})

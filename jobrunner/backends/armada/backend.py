@@ -90,6 +90,11 @@ class ArmadaBackend:
         """Return the backend behind a connection. Raises `SettingsError`."""
         return cls(ArmadaConnection.of(connection))
 
+    @classmethod
+    def check_connection(cls, connection: ConnectionSettings) -> None:
+        """Refuse settings by which no backend can be made. Raises `SettingsError`."""
+        ArmadaConnection.of(connection)
+
     async def check(self) -> str:
         """Ask for a job that nobody has, and say what answered. Raises `ArmadaError` with what failed."""
         await self.wire.call("Jobs", "GetJobStatus", messages("job").JobStatusRequest(job_ids=[_NOBODY]))

@@ -72,6 +72,11 @@ class JobServiceBackend:
         """Return the backend behind a connection. Raises `SettingsError`."""
         return cls(ArmadaConnection.of(connection))
 
+    @classmethod
+    def check_connection(cls, connection: ConnectionSettings) -> None:
+        """Refuse settings by which no backend can be made. Raises `SettingsError`."""
+        ArmadaConnection.of(connection)
+
     async def check(self) -> str:
         """Ask the service how it is, and say what answered. Raises `ArmadaError` with what failed."""
         from google.protobuf import empty_pb2

@@ -87,6 +87,11 @@ class BatchBackend:
         """Return the backend behind a connection. Raises `SettingsError`."""
         return cls(BatchConnection.of(connection))
 
+    @classmethod
+    def check_connection(cls, connection: ConnectionSettings) -> None:
+        """Refuse settings by which no backend can be made. Raises `SettingsError`."""
+        BatchConnection.of(connection)
+
     async def check(self) -> str:
         """Ask for a job that nobody has, and say what answered. Raises `AwsError` with what failed."""
         await self.aws.call("batch", "describe_jobs", jobs=[_NOBODY])
