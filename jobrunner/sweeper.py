@@ -230,6 +230,9 @@ def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
     configured here, `UsageError` where only another host or user can see its process.
     """
     get_settings().connection(job.connection, job.backend_kind)
+    why = worklist.why_barred(job.needs, is_held=job.held_at is not None and job.kill_requested_at is None)
+    if why is not None:
+        raise UsageError(f"Job {job.id} cannot be taken over: {why}.")
     if job.host_uid not in {None, identity.uid()}:
         user = identity.username(job.host_uid)
         raise UsageError(

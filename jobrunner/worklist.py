@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, exis
 
 from jobrunner.resources import KEY
 from jobrunner.sqltypes import age_s, alive, at_most
-from jobrunner.statements import may_judge, tables
+from jobrunner.statements import PROTOCOL, may_judge, tables
 from jobrunner.states import JobState
 
 WORKER = "WorkerJob"
@@ -97,6 +97,21 @@ def candidates(
         job.c.id.not_in(without),
     )
     return [(job_id, host_id) for job_id, host_id in conn.execute(statement.order_by(job.c.id).limit(most))]
+
+
+def why_barred(needs: object, *, is_held: bool) -> str | None:
+    """Return why nobody of this version may claim a job, wherever it runs; None: its rules are known.
+
+    `is_held`: held after a restore, and not flagged to be killed.
+    """
+    if is_held:
+        return "it is held since the database was restored: see `jobrunner db restored`"
+    # On SQLite any client may have written a word there: that is no protocol that is known here.
+    if needs is not None and not (isinstance(needs, int) and needs <= PROTOCOL):
+        return (
+            "a newer jobrunner stored it, with rules that this version does not know: upgrade jobrunner here"
+        )
+    return None
 
 
 def asked(conn: Connection, job_types: list[str]) -> list[tuple[str, str | None]]:

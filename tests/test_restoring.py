@@ -44,7 +44,7 @@ def test_live_rows_are_held_and_what_is_stored_later_is_not(database: Database) 
     assert held == {waiting.id: True, running: True}
     assert row_of(database, worker.id)["held_at"] is None
     assert row_of(database, later.id)["held_at"] is None
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="held since the database was restored"):
         waiting.run()
     assert waiting.reload().state is JobState.QUEUED
     assert "restored" in (waiting.message or "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from sqlalchemy import Connection, RowMapping
 from sqlalchemy.orm.attributes import set_committed_value
 
-from jobrunner import identity, statements
+from jobrunner import identity, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.doubt import WriteOnce
@@ -78,6 +78,14 @@ def claimed(
     if not is_of(row, owner):
         raise NotTaken(row)
     return Taken(Claim(job_id, owner.runner_id, row["claims"]), row)
+
+
+def _why_not_taken(row: RowMapping) -> str:
+    if row["state"] is not JobState.QUEUED:
+        return f"Job {row['id']} is {row['state']}, not queued: only a queued job can be run."
+    is_held = row["held_at"] is not None and row["kill_requested_at"] is None
+    why = worklist.why_barred(row["needs"], is_held=is_held) or "it belongs to another host or user"
+    return f"Job {row['id']} is queued, and cannot be run here: {why}."
 
 
 def is_of(row: RowMapping, owner: Owner) -> bool:
@@ -158,9 +166,7 @@ class Start:
         except NotTaken as error:
             self._is_settled = True
             refresh(self._job, error.row)
-            raise UsageError(
-                f"Job {self._job.id} is {self._job.state}, not queued: only a queued job can be run."
-            ) from None
+            raise UsageError(_why_not_taken(error.row)) from None
         refresh(self._job, taken.row)
         self._job._unsettled = None
         return taken

@@ -9,8 +9,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError
 from jobrunner.models import BaseJob, MonitorJob
 from jobrunner.settings import Settings
-from jobrunner.statements import PROTOCOL
-from jobrunner.worklist import WORKER, Waiting
+from jobrunner.worklist import WORKER, Waiting, why_barred
 
 Kind = tuple[str, str | None]
 """A job type, and the connection that the row names."""
@@ -155,12 +154,9 @@ class Serving:
 
 def not_here(waiting: Waiting) -> str | None:
     """Return why jobs of a type that is served here still wait; None: they can be claimed."""
-    if waiting.is_held:
-        return "held since the database was restored: see `jobrunner db restored`"
-    # On SQLite any client may have written a word there: that is no protocol that is known here.
-    needs: object = waiting.needs
-    if needs is not None and not (isinstance(needs, int) and needs <= PROTOCOL):
-        return "a newer jobrunner stored it, with rules that this version does not know: upgrade this worker"
+    why = why_barred(waiting.needs, is_held=waiting.is_held)
+    if why is not None:
+        return why
     if not identity.can_serve(waiting.host_id):
         return "its process is on another host"
     if waiting.host_uid not in {None, identity.uid()}:
