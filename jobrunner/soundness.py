@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobrunner.sqltypes import BlobText
+
 SHORTEST_S = 0.01
 """Seconds: the shortest heartrate, and the shortest poll interval, that anybody can keep."""
 _LONGEST_S = 1e9
@@ -36,7 +38,7 @@ def _why(name: str, held: Any, what: str) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+    return value is None or (isinstance(value, str) and not isinstance(value, BlobText))
 
 
 def _is_number(value: Any) -> bool:

@@ -86,8 +86,14 @@ def text_of(held: Any) -> str:
     return held.decode(errors="backslashreplace") if isinstance(held, bytes) else str(held)
 
 
+class BlobText(str):
+    """What a text column shows of a blob: it can be read, but no text that is sent equals what is there."""
+
+    __slots__ = ()
+
+
 def _readable(held: Any) -> Any:
-    return text_of(held) if isinstance(held, bytes) else held
+    return BlobText(text_of(held)) if isinstance(held, bytes) else held
 
 
 class StoredText(TypeDecorator[str]):
