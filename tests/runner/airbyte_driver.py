@@ -1,7 +1,7 @@
 """The driver script, for a job of Airbyte: `airbyte` in the order is the connection.
 
 `before send` and `after send` are here when POST /jobs leaves, and when its answer is there. `doubt_s`: for
-how long a submission in doubt is looked for.
+how long a submission in doubt is looked for; `call_s`: how long a call may take.
 """
 
 import json
@@ -43,5 +43,6 @@ if __name__ == "__main__":
     setattr(driver.Strike, "_arm_wire", _arm_wire)  # noqa: B010  # another library sends
     setattr(submission, "SEND_WITHIN_S", airbyte_jobs.SEND_WITHIN_S)  # noqa: B010  # not a name of that module
     setattr(airbyte_jobs, "DOUBT_S", order.get("doubt_s", airbyte_jobs.DOUBT_S))  # noqa: B010  # it is a constant
+    setattr(airbyte_jobs, "CALL_S", order.get("call_s", airbyte_jobs.CALL_S))  # noqa: B010  # as above
     configure(connections={"airbyte_default": order["airbyte"]})
     sys.exit(driver.main())

@@ -42,9 +42,9 @@ def begin(start: Monitors, stub: AirbyteStub, **order: object) -> Monitor:
     return start(airbyte=connection, **order)
 
 
-def struck(start: Monitors, stub: AirbyteStub, point: str, number: int) -> Monitor:
+def struck(start: Monitors, stub: AirbyteStub, point: str, number: int, **order: object) -> Monitor:
     """Return a monitor that was killed or stopped at a point."""
-    monitor = begin(start, stub, at=point, signal=number)
+    monitor = begin(start, stub, at=point, signal=number, **order)
     assert monitor.hear("at") == point
     if number == signal.SIGSTOP:
         monitor.until_stopped()
@@ -164,7 +164,7 @@ def test_a_post_that_leaves_when_its_doubt_was_settled_is_taken_back(
     start: Monitors, database: Database, stub: AirbyteStub
 ) -> None:
     """It was past its last check when it was stopped: nothing could hold it back."""
-    stopped = struck(start, stub, "before send", signal.SIGSTOP)
+    stopped = struck(start, stub, "before send", signal.SIGSTOP, call_s=60.0)
     check_doubt(begin(start, stub, attach=1), database)
     check_going_on_changes_nothing(stopped, database)
     _, made = stub.job_ids()
@@ -175,7 +175,7 @@ def test_a_post_that_leaves_when_its_doubt_was_settled_is_taken_back(
 def test_a_post_that_leaves_while_it_is_looked_for_is_found(
     start: Monitors, database: Database, stub: AirbyteStub
 ) -> None:
-    stopped = struck(start, stub, "before send", signal.SIGSTOP)
+    stopped = struck(start, stub, "before send", signal.SIGSTOP, call_s=60.0)
     attached = begin(start, stub, attach=1, doubt_s=60.0)
     asked = stub.counts()["list"]
     until(lambda: stub.counts()["list"] > asked, 30)
