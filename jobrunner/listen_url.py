@@ -16,8 +16,8 @@ def check_listen_url(settings: Settings) -> None:
     assert place is not None  # it is what listen_url says
     if place.dialect != "postgresql":
         raise SettingsError(
-            f"The listen_url {place.shown} cannot be used: only PostgreSQL notifies, and this is "
-            f"{place.dialect}. Give one such as postgresql://user@host:5432/name, or remove it."
+            f"The listen_url cannot be used: only PostgreSQL notifies, not {place.dialect}. Give one, "
+            "such as postgresql://user@host:5432/name, or remove it."
         )
     if find_spec("psycopg") is None:
         return  # the database is not PostgreSQL then, or says so itself

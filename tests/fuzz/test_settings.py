@@ -120,7 +120,7 @@ def _use_all(settings: Settings) -> None:
     settings.poll_interval_for("x")
     _told(lambda: settings.effective_database_url, "database_url")
     _told(lambda: settings.effective_listen_url, "listen_url", "database_url")
-    _told(lambda: Database(settings).dispose(), "database", "SQLite")
+    _told(lambda: Database(settings).dispose(), "database", "SQLite", "listen_url")
     for name, connection in settings.connections.items():
         ensure_no_secret(repr(connection))
         _told(lambda: _backend(settings, name, connection.kind), name, connection.kind)  # noqa: B023
