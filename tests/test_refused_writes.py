@@ -1,12 +1,10 @@
 """A write that the database refuses for its content is told apart from an outage: a retry is of no use."""
 
-import datetime as dt
-import random
-import string
 from contextlib import closing
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from jobrunner import statements
 from jobrunner.database import Database, get_database
@@ -15,31 +13,39 @@ from jobrunner.settings import configure
 from jobrunner.states import JobState
 from tests.helpers import a_running_job, insert_job, plain_connection
 
-UNSTORABLE: dict[str, dict[str, Any]] = {
+REFUSED: dict[str, dict[str, Any]] = {
     "a number out of range": {"pid": 2**80},
     "a broken check": {"heartrate": -1.0},
 }
 
 
-@pytest.mark.parametrize("what", UNSTORABLE)
-def test_content_that_no_database_takes_is_refused(database: Database, what: str) -> None:
+@pytest.mark.parametrize("what", REFUSED)
+def test_values_that_no_database_takes_are_refused(database: Database, what: str) -> None:
     with pytest.raises(DatabaseRefused) as caught:
-        insert_job(database, **UNSTORABLE[what])
+        insert_job(database, **REFUSED[what])
     assert "\n" not in str(caught.value)
     assert insert_job(database, name="the next write")
 
 
-LONG_ID = "".join(random.Random(1).choices(string.ascii_letters, k=9_000))
-"""Longer than a row of an index may be, and not to be compressed."""
-SUBMITTED = {"connection": "x", "submit_started_at": dt.datetime(2026, 1, 1, tzinfo=dt.UTC)}
+def write_past_the_columns_types(database: Database, name: str) -> None:
+    """Write text as it is: the types of jobrunner's columns make it one that can be stored."""
+    with database.write() as connection:
+        connection.execute(text("UPDATE job SET name = :name"), {"name": name})
 
 
-@pytest.mark.parametrize("values", [{"heartrate": float("nan")}, {"external_id": LONG_ID, **SUBMITTED}])
-def test_content_that_postgresql_cannot_hold_is_refused(
-    postgres_database: Database, values: dict[str, Any]
-) -> None:
+def test_text_that_no_driver_can_send_is_refused(database: Database) -> None:
+    insert_job(database)
+    with pytest.raises(DatabaseRefused) as caught:
+        write_past_the_columns_types(database, "job\udcff")
+    assert "\n" not in str(caught.value)
+    write_past_the_columns_types(database, "the next write")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 100_000])
+def test_text_that_postgresql_cannot_hold_is_refused(postgres_database: Database, name: str) -> None:
+    insert_job(postgres_database)
     with pytest.raises(DatabaseRefused):
-        insert_job(postgres_database, **values)
+        write_past_the_columns_types(postgres_database, name)
 
 
 def test_a_lock_that_is_held_is_an_outage_and_not_a_refusal(postgres_url: str) -> None:
