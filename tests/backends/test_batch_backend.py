@@ -514,7 +514,7 @@ def test_a_throttled_termination_is_not_taken_for_done(stub: BatchStub) -> None:
         ({"regoin": "eu-west-1"}, r"there is no 'regoin' \(known: region, profile, role_arn"),
         ({"endpoint_url": "localhost:4566"}, "'endpoint_url' must be of the form http:// or https://"),
         ({"role_arn": "watcher"}, "'role_arn' must be of the form arn:aws:iam::123456789012:role/NAME"),
-        ({"calls_per_s": 0}, "'calls_per_s': "),
+        ({"calls_per_s": 0}, "'calls_per_s' must be greater than 0"),
         ({"aws_secret_access_key": "hunter2"}, "holds no credentials, and 'aws_secret_access_key' looks"),
         ({"aws_access_key_id": "AKIA"}, "holds no credentials, and 'aws_access_key_id' looks like one"),
         ({"session_token": "hunter2"}, "holds no credentials, and 'session_token' looks like one"),

@@ -78,7 +78,7 @@ def test_a_listen_url_that_cannot_be_used_stops_neither_beats_nor_kills(
 
 
 def test_own_code_runs_to_its_end_whatever_its_listen_url_is(postgres_url: str) -> None:
-    configure(database_url=postgres_url, listen_url=WRONG["an unknown option"])
+    configure(database_url=postgres_url, listen_url=WRONG["a name that IDNA cannot encode"])
 
     def code(job: CodeJob) -> None:
         for _ in range(3):
