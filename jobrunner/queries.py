@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, RowMapping, Select, false, select, union_all
 
-from jobrunner.sqltypes import age_s, alive, text_of
+from jobrunner.sqltypes import age_s, alive, decoded_text
 from jobrunner.statements import tables
 from jobrunner.states import TERMINAL_STATES, JobState
 
@@ -193,7 +193,7 @@ def types(conn: Connection) -> list[str]:
     """Return the types of the jobs that there are."""
     job, _ = tables()
     found = conn.execute(select(job.c.job_type).distinct().order_by(job.c.job_type)).scalars()
-    return [text_of(job_type) for job_type in found]
+    return [decoded_text(job_type) for job_type in found]
 
 
 def events(conn: Connection, job_id: int) -> list[RowMapping]:
@@ -215,7 +215,7 @@ def _readable(rows: Iterable[RowMapping]) -> list[RowMapping]:
     return [
         cast(
             "RowMapping",
-            {key: text_of(held) if isinstance(held, bytes) else held for key, held in row.items()},
+            {key: decoded_text(held) if isinstance(held, bytes) else held for key, held in row.items()},
         )
         if any(isinstance(held, bytes) for held in row.values())
         else row

@@ -81,7 +81,7 @@ def json_or_text(held: Any) -> Any:
         return held.decode(errors="backslashreplace") if isinstance(held, bytes) else str(held)
 
 
-def text_of(held: Any) -> str:
+def decoded_text(held: Any) -> str:
     """Return what a text column holds, readable also where it is a blob."""
     return held.decode(errors="backslashreplace") if isinstance(held, bytes) else str(held)
 
@@ -93,7 +93,7 @@ class BlobText(str):
 
 
 def _readable(held: Any) -> Any:
-    return BlobText(text_of(held)) if isinstance(held, bytes) else held
+    return BlobText(decoded_text(held)) if isinstance(held, bytes) else held
 
 
 class StoredText(TypeDecorator[str]):
@@ -163,7 +163,7 @@ class StateType(TypeDecorator[JobState]):
         try:
             return None if value is None else JobState(value)
         except ValueError:
-            return _unknown_state(text_of(value))
+            return _unknown_state(decoded_text(value))
 
 
 @cache
