@@ -18,9 +18,11 @@ TRUE_OUTCOME = "the outcome is the true one"
 SERVED = "only what can be served is claimed"
 ONE_EVENT = "one event a transition"
 OWN_ATTEMPT = "a cancellation concerns its own attempt"
+STORED_ONCE = "a job is stored once"
 
 OWNERS_WRITES = frozenset(
     {
+        "confirm",
         "end",
         "end_many",
         "release",
@@ -34,7 +36,7 @@ OWNERS_WRITES = frozenset(
         "tell",
     }
 )
-_CLAIMING = frozenset({"store", "claim_queued", "claim_many", "adopt", "adopt_many"})
+_CLAIMING = frozenset({"store_once", "claim_queued", "claim_many", "adopt", "adopt_many"})
 _OF_SIGHTED = frozenset({"adopt", "adopt_many", "lose", "lose_many"})
 _KILL_COLUMNS = ("kill_requested_at", "kill_requested_by", "kill_reason")
 _FINAL_PHASE = {JobState.SUCCESS: Phase.SUCCEEDED, JobState.KILLED: Phase.CANCELLED}
@@ -59,6 +61,8 @@ def _judge_row(world: World, step: Step, old: Row, new: Row) -> None:
         invariant = NO_REVIVAL if step.name == "beat" else ABSORBING
         raise Broken(invariant, f"{told}, which had ended as {old['state']}")
     _judge_wishes(step, old, changed, told)
+    if step.name == "store_once":
+        raise Broken(STORED_ONCE, f"{told}, which was there before")
     if step.name in OWNERS_WRITES:
         stood = Claim(job_id, old["runner_id"], old["claims"])
         if stood not in step.claims or old["state"] != JobState.RUNNING:
@@ -99,6 +103,8 @@ def _judge_orphan(world: World, step: Step, old: Row, told: str) -> None:
         raise Broken(SERVED, f"{told}, whose rules are not known here")
     if step.name.startswith("adopt") and not old["adoptable"]:
         raise Broken(SERVED, f"{told}, which is not adoptable")
+    if step.name.startswith("adopt") and old["id"] in world.memory.untold:
+        raise Broken(STORED_ONCE, f"{told}, of which its starter does not know that it was stored")
 
 
 def _judge_claim(world: World, step: Step, old: Row | None, new: Row) -> None:
@@ -110,6 +116,7 @@ def _judge_claim(world: World, step: Step, old: Row | None, new: Row) -> None:
         raise Broken(ONE_OWNER, f"{told} as claim {claims}, which was granted before")
     world.memory.granted[job_id, claims] = new["runner_id"]
     if old is None:
+        world.memory.untold.add(job_id)  # until its answer arrives
         return
     if step.name.startswith("claim") and old["state"] != JobState.QUEUED:
         raise Broken(ONE_OWNER, f"{told}, which was {old['state']} of {old['runner_id']}")

@@ -108,7 +108,8 @@ class Machine(RuleBasedStateMachine):
         self.stored += 1
         values = {"job_type": "Model", "heartrate": HEARTRATE, "connection": kind, "adoptable": adoptable}
         values |= {barred_by: BARS[barred_by]} if barred_by else {}
-        return values | {"submit_token": new_token(), "host_id": "host b" if bound else None}
+        values |= {"submit_token": new_token(), "host_id": "host b" if bound else None}
+        return values | {"key": f"key-{values['submit_token']}"}
 
     @initialize(kinds=st.lists(st.sampled_from(sorted(Kind)), min_size=2, max_size=3), claimed=st.booleans())
     def begin(self, kinds: list[Kind], claimed: bool) -> None:
@@ -137,7 +138,19 @@ class Machine(RuleBasedStateMachine):
     def start(self, who: int, kind: Kind, adoptable: bool = True, barred_by: str = "") -> None:
         if (runner := self._awake(who)) is not None:
             values = self._values(Kind(kind), adoptable=adoptable, bound=False, barred_by=barred_by)
-            self._try(lambda: runner.store(values))
+            self._try(lambda: runner.start(values))
+
+    @rule(who=which_runner, number=which)
+    def start_again(self, who: int, number: int = 0) -> None:
+        """What was sent to be stored, and never answered, is sent again."""
+        if (runner := self._awake(who)) is not None and runner.unheard:
+            self._try(lambda: runner.store(runner.unheard[number % len(runner.unheard)]))
+
+    @rule(who=which_runner, number=which)
+    def look_for_start(self, who: int, number: int = 0) -> None:
+        """What was sent to be stored, and never answered, is looked for."""
+        if (runner := self._awake(who)) is not None and runner.unheard:
+            self._try(lambda: runner.look_for(runner.unheard[number % len(runner.unheard)]))
 
     @rule(who=which_runner, most=st.integers(1, 3))
     def claim_many(self, who: int, most: int = 3) -> None:

@@ -8,6 +8,7 @@ from tests.model import invariants
 from tests.model import scenarios as play
 
 _FENCED = (
+    "confirm",
     "end",
     "release",
     "begin_submit",
@@ -139,7 +140,11 @@ def _bars() -> list[Mutant]:
     return [*claims, *orphans]
 
 
+_TAKEN = "DO UPDATE SET runner_id = excluded.runner_id, state = excluded.state, claims = excluded.claims"
+
 MUTANTS = [
+    Mutant("store_once", "a key that is there", "DO NOTHING", play.stored_unheard, _TAKEN),
+    Mutant("find", "key", r'job\."key" = \?', play.stored_unheard),
     Mutant("beat", "runner_id", _RUNNER, play.anothers_beat),
     Mutant("beat", "state", _STATE, play.a_beat_for_what_has_ended),
     Mutant("claim_queued", "state", _STATE, play.a_claim_of_what_runs),
@@ -274,6 +279,8 @@ _CAUGHT_BY = {
             "beat: runner_id",
             "claim_queued: state",
             "claim_many: state",
+            "confirm: runner_id",
+            "confirm: claims",
             "end: runner_id",
             "end: claims",
             "release: runner_id",
@@ -296,6 +303,9 @@ _CAUGHT_BY = {
             "observe_many: claims",
             "end_many: runner_id",
             "end_many: claims",
+        ],
+        invariants.STORED_ONCE: [
+            "find: key",
         ],
         invariants.OWN_ATTEMPT: [
             "begin_cancel: the attempt",
@@ -338,6 +348,7 @@ _CAUGHT_BY = {
             "lose: state",
             "adopt_many: state",
             "lose_many: state",
+            "confirm: state",
             "end: state",
             "release: state",
             "begin_submit: state",
@@ -380,6 +391,7 @@ _CAUGHT_BY = {
             "end_many: the cause it was judged by",
         ],
         invariants.ONE_EVENT: [
+            "store_once: a key that is there",
             "request_kill: still queued, to be killed at once",
         ],
     }.items()

@@ -19,12 +19,17 @@ from tests.model.outside import SEND_WITHIN_S, Broken, Kind, Refused, Unreachabl
 from tests.model.world import GRACE, HEARTRATE, Row, Step, World
 
 _T = TypeVar("_T")
-_READING = frozenset({"get", "look", "held"})
+_READING = frozenset({"find", "get", "look", "held"})
 _tokens = itertools.count(1)
 
 
 def new_token() -> str:
     return f"token-{next(_tokens)}"
+
+
+def unconfirmed(values: Row) -> Row:
+    """Return a job as it is inserted: nobody may take it over before its starter knows that it is stored."""
+    return {**values, "adoptable": False}
 
 
 def is_still_ours(claim: Claim, answer: Beaten) -> bool:
@@ -63,6 +68,7 @@ class Held:
     made: tuple[str, str] | None = None  # the token, and what came back
     is_found: bool = False  # what came back was not made just now, but found
     is_ending: bool = False  # its end is to be written, and that write says whose it is
+    is_unconfirmed: bool = False  # nobody may take it over yet
     over: bool = False
 
     @property
@@ -104,6 +110,8 @@ class Runner:
     origin_s: float
     owner: Owner = field(init=False)
     held: list[Held] = field(default_factory=list)
+    unheard: list[Row] = field(default_factory=list)
+    """What was sent to be stored, while nobody knows whether it stands."""
     answers: list[Answer] = field(default_factory=list)
     wishes: list[Wish] = field(default_factory=list)
     ends: list[tuple[Held, Answer, End]] = field(default_factory=list)
@@ -133,7 +141,7 @@ class Runner:
         if not self.reaches_database:
             raise DatabaseUnavailable("it cannot be reached")
         step = Step(name, self.owner.runner_id, claims, hosts=(self.host,), served=self.serves, **told)
-        answer = self.world.read(call) if name in _READING else self.world.run(step, call)
+        answer = self.world.read(name, call) if name in _READING else self.world.run(step, call)
         if self.loses_next_answer:
             self.loses_next_answer = False
             raise DatabaseUnavailable("its answer was lost")
@@ -144,10 +152,42 @@ class Runner:
 
     # --- owning ---------------------------------------------------------------------------------
 
+    def start(self, values: Row) -> None:
+        """Start a job in the foreground: its row is inserted claimed, and nobody may take it over yet."""
+        self.unheard.append(values)
+        self.store(values)
+
     def store(self, values: Row) -> None:
-        """Start a job in the foreground: its row is inserted claimed."""
-        row = self.ask("store", lambda conn: statements.store(conn, values, self.owner, "test"))
-        self.take(dict(row), is_new=True)
+        """Store a job, once, however often it is sent."""
+        row = unconfirmed(values)
+        job_id = self.ask("store_once", lambda conn: statements.store_once(conn, row, self.owner, "test"))
+        if job_id is None:
+            self.look_for(values)
+        else:
+            self._take_started(values, job_id)
+
+    def look_for(self, values: Row) -> None:
+        """Look whether a job was stored that is known by its key alone."""
+        found = self.ask("find", lambda conn: statements.find(conn, values["key"]))
+        if found is None:
+            return
+        if self._row(found["id"]).get("key") != values["key"]:
+            raise Broken("a job is stored once", f"{values['key']} was looked for, and {found} was found")
+        self._take_started(values, found["id"])
+
+    def _take_started(self, values: Row, job_id: int) -> None:
+        row = dict(self.ask("get", lambda conn: statements.get(conn, job_id)))
+        self.unheard.remove(values)
+        if row["runner_id"] == self.owner.runner_id and row["state"] == JobState.RUNNING:
+            self.take(row, is_new=True)
+            self.held[-1].is_unconfirmed = values["adoptable"]
+
+    def confirm(self, held: Held) -> None:
+        """Let others take over what is known to be stored."""
+        stands = self.ask("confirm", lambda conn: statements.confirm(conn, held.claim), (held.claim,))
+        held.is_unconfirmed = False
+        if not stands:
+            self.drop(held)
 
     def take(self, row: Row, *, is_new: bool = False) -> None:
         """Believe in a claim, by the row that it returned."""
@@ -296,6 +336,8 @@ class Runner:
             return
         elif held.is_ending:
             self.write_ends()
+        elif held.is_unconfirmed:
+            self.confirm(held)
         elif held.external_id is None:
             self._find(held) if held.in_doubt else self._begin(held)
         elif wish := next((each for each in self.wishes if each.held is held), None):
@@ -561,6 +603,7 @@ class Runner:
 
 
 OWNERS_WRITES: dict[str, Callable[[Connection, Held], object]] = {
+    "confirm": lambda conn, held: statements.confirm(conn, held.claim),
     "end": lambda conn, held: statements.end(conn, held.claim, JobState.SUCCESS, "late"),
     "release": lambda conn, held: statements.release(conn, held.claim, "late"),
     "release_many": lambda conn, held: statements.release_many(

@@ -45,9 +45,9 @@ def _ended_unheard(m: Machine, kind: Kind = Kind.WINDOW) -> None:
     m.apply(who=0)
 
 
-def _in_doubt_ended_unheard(m: Machine) -> None:
+def _in_doubt_ended_unheard(m: Machine, *, adoptable: bool = True) -> None:
     """The same with a job that never got an external id."""
-    _claimed(m, Kind.NUMBERS)
+    _claimed(m, Kind.NUMBERS, adoptable=adoptable)
     m.go_on(who=0, job=0)
     m.befall_outside(what="down")
     m.go_on(who=0, job=0)
@@ -94,6 +94,8 @@ def a_claim_of_what_is_barred(m: Machine, *, by: str) -> None:
 
 def an_orphan_that_is_barred(m: Machine, *, by: str, many: bool, adoptable: bool) -> None:
     m.start(who=0, kind=Kind.RECORD, adoptable=adoptable, barred_by=by)
+    if adoptable:
+        m.go_on(who=0, job=0)  # it is known to be stored, and others may take it over
     m.befall_runner(who=0, what="pause")
     m.wait(steps=6)
     m.adopt(who=1, many=many)
@@ -116,7 +118,7 @@ def late_under_anothers_claim(m: Machine, what: str, *, submitted: bool) -> None
         _submitted(m)
         m.release(who=0, job=0)
     else:
-        m.queue(kind=Kind.WINDOW)
+        m.queue(kind=Kind.WINDOW, adoptable=what not in _MAKES_ADOPTABLE)
     m.claim(who=0, job=0)
     m.befall_database(what=_LOST_COMMIT)
     m.claim(who=1, job=0)
@@ -125,7 +127,7 @@ def late_under_anothers_claim(m: Machine, what: str, *, submitted: bool) -> None
 
 def late_under_an_earlier_claim(m: Machine, what: str, *, submitted: bool) -> None:
     """The same runner has claimed it again."""
-    _submitted(m) if submitted else _claimed(m)
+    _submitted(m) if submitted else _claimed(m, adoptable=what not in _MAKES_ADOPTABLE)
     m.befall_runner(who=0, what=_LOST_ANSWER)
     m.release(who=0, job=0)
     m.claim(who=0, job=0)
@@ -133,7 +135,10 @@ def late_under_an_earlier_claim(m: Machine, what: str, *, submitted: bool) -> No
 
 
 def late_after_the_end(m: Machine, what: str, *, submitted: bool) -> None:
-    _ended_unheard(m) if submitted else _in_doubt_ended_unheard(m)
+    if submitted:
+        _ended_unheard(m)
+    else:
+        _in_doubt_ended_unheard(m, adoptable=what not in _MAKES_ADOPTABLE)
     m.write_late(who=0, job=0, what=what)
 
 
@@ -463,6 +468,25 @@ def a_live_owner_whose_row_was_held_locked(m: Machine) -> None:
     m.beat(who=0)
 
 
+def stored_unheard(m: Machine) -> None:
+    """Two starts were stored, both answers were lost, and each is sent again under its key."""
+    for _ in range(2):
+        m.befall_runner(who=0, what=_LOST_ANSWER)
+        m.start(who=0, kind=Kind.WINDOW)
+    for _ in range(2):
+        m.start_again(who=0)
+    m.go_on_with_all(who=0, steps=3)
+
+
+def stored_unheard_and_given_up(m: Machine) -> None:
+    """The same, and its starter, who knows of nothing, has gone away: nobody runs what was started."""
+    m.befall_runner(who=0, what=_LOST_ANSWER)
+    m.start(who=0, kind=Kind.WINDOW)
+    m.befall_runner(who=0, what="crash")
+    m.wait(steps=6)
+    m.adopt(who=1, many=True)
+
+
 def the_same_claim_twice(m: Machine) -> None:
     """The database lost a claim, and the same runner claims again before it learns of that."""
     _claimed(m)
@@ -473,7 +497,8 @@ def the_same_claim_twice(m: Machine) -> None:
             m.go_on(who=0, job=held)
 
 
-_NOT_SUBMITTED = frozenset({"begin_submit", "renew_token", "say_unsubmitted"})
+_MAKES_ADOPTABLE = frozenset({"confirm"})
+_NOT_SUBMITTED = frozenset({"begin_submit", "renew_token", "say_unsubmitted"}) | _MAKES_ADOPTABLE
 _LATE = {
     "runner_id": late_under_anothers_claim,
     "claims": late_under_an_earlier_claim,

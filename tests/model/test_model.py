@@ -61,6 +61,7 @@ def test_the_same_claim_granted_twice_to_one_runner_submits_once(model_database:
     "scenario",
     [
         scenarios.a_burst_of_ends,
+        scenarios.stored_unheard_and_given_up,
         scenarios.a_kill_after_a_cancellation_of_an_earlier_attempt,
         scenarios.a_deadline_that_passes_between_two_attempts,
     ],

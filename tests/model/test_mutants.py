@@ -52,6 +52,15 @@ def test_a_runner_that_looks_at_no_claims_in_the_answer_of_a_beat_is_caught(
         play(model_sqlite, scenarios.a_beat_under_an_earlier_claim)
 
 
+def test_a_start_that_others_may_take_over_before_it_is_known_to_be_stored_is_caught(
+    model_sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(model_sqlite, scenarios.stored_unheard_and_given_up)
+    monkeypatch.setattr(runners, "unconfirmed", dict)
+    with pytest.raises(Broken, match=invariants.STORED_ONCE):
+        play(model_sqlite, scenarios.stored_unheard_and_given_up)
+
+
 @pytest.mark.parametrize("looked_at", ["state", "claim"])
 def test_a_runner_that_looks_at_half_of_a_row_that_did_not_come_back_is_caught(
     model_sqlite: Database, monkeypatch: pytest.MonkeyPatch, looked_at: str

@@ -51,6 +51,7 @@ class Memory:
     last_event: int = 0
     granted: dict[tuple[int, int], str] = field(default_factory=dict)
     beaten_s: dict[Claim, float] = field(default_factory=dict)
+    untold: set[int] = field(default_factory=set)  # jobs of which their starter does not know that they stand
     wished: set[int] = field(default_factory=set)
     spoiled: set[int] = field(default_factory=set)  # jobs of which the database lost what it acknowledged
 
@@ -130,10 +131,14 @@ class World:
             self._judge(self, step, before, self._events[len(events) :])
         return answer
 
-    def read(self, call: Callable[[Connection], _T]) -> _T:
-        """Ask the database, which changes nothing."""
-        with self.database.read() as connection:
-            return call(connection)
+    def read(self, name: str, call: Callable[[Connection], _T]) -> _T:
+        """Ask the database by a statement that changes nothing."""
+        self._running = name
+        try:
+            with self.database.read() as connection:
+                return call(connection)
+        finally:
+            self._running = None
 
     def _touches_locked(self, step: Step) -> bool:
         return not (step.claims or step.seen) or self.locked in {
@@ -154,6 +159,7 @@ class World:
     def acknowledge(self, claim: Claim) -> None:
         """The owner was told that his claim, or his beat, stands."""
         self.memory.beaten_s[claim] = self.now_s
+        self.memory.untold.discard(claim.job_id)
 
     def stands(self, claim: Claim) -> bool:
         """Return whether a claim is in force, by the rows."""
@@ -196,6 +202,7 @@ class World:
         self._read()
         memory.tails = {row["job_id"]: JobState(row["to_state"]) for row in self._events}
         memory.spoiled |= lost
+        memory.untold &= self.rows.keys()
         memory.beaten_s = {claim: at for claim, at in memory.beaten_s.items() if claim.job_id not in lost}
         memory.granted = {
             (job_id, claims): runner_id
