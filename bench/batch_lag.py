@@ -103,7 +103,7 @@ async def _watch(count: int, arrive_within_s: float, outside: _Outside, pick: ra
     all_ended = asyncio.Event()
 
     def on_answer(job_id: int, external_id: str, answer: Answer) -> None:
-        if answer is _SUCCEEDED:
+        if isinstance(answer, Observation) and answer.phase is Phase.SUCCEEDED:
             lags_s.append(loop.time() - outside.ends_s[external_id])
             poller.forget(job_id)
             if len(lags_s) == count:
