@@ -93,7 +93,7 @@ def ending_jobs(stub: ArmadaStub) -> Iterator[None]:
     """Let the first job that is submitted run, and succeed."""
 
     def move() -> None:
-        until(lambda: stub.jobs, 60)
+        until(lambda: stub.jobs)
         stub.succeed(stub.external_ids()[0])
 
     thread = threading.Thread(target=move)

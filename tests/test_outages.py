@@ -64,7 +64,7 @@ class BeatingJob:
         until(lambda: self.is_failing)
 
     def wait_for_recovery(self) -> None:
-        until(lambda: not self.is_failing, timeout_s=60)
+        until(lambda: not self.is_failing)
 
     def finish(self) -> None:
         self.stop.set()

@@ -57,7 +57,7 @@ async def a_backend(
         await backend.close()
 
 
-async def soon(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+async def soon(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until a condition holds, while the event loop goes on."""
     end_s = monotonic_s() + timeout_s
     while not condition():

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
+from tests.cli.warm import WarmCommandLine, can_be_warm
 from tests.stubs.batch_server import BatchStub, serving
 
 NAMED = ("--job-name", "nightly", "--job-queue", "etl", "--job-definition", "import:7")
@@ -50,8 +51,9 @@ class Answer(NamedTuple):
 class CommandLine:
     """Runs `jobrunner` in one directory, with one embedded database."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, warm: WarmCommandLine | None = None) -> None:
         self.directory = directory
+        self._warm = warm
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in {"COLUMNS", "PYTHONPATH"}},
             "XDG_DATA_HOME": str(directory / "data"),
@@ -64,6 +66,14 @@ class CommandLine:
         return self.directory / "data" / "jobrunner" / "jobrunner.db"
 
     def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Answer:
+        """Run a command to its end, in a process of its own."""
+        here = self.environment | environment
+        if self._warm is not None and can_be_warm(here):
+            return Answer(*self._warm.run(arguments, self.directory, here, stdin))
+        return self.anew(*arguments, stdin=stdin, **environment)
+
+    def anew(self, *arguments: str, stdin: str = "", **environment: str) -> Answer:
+        """Run a command as a shell would: by an interpreter that has imported nothing yet."""
         done = subprocess.run(
             [sys.executable, "-m", "jobrunner.cli.main", *arguments],
             cwd=self.directory,
@@ -100,7 +110,7 @@ class CommandLine:
 
     def until(self, job_id: str, column: str, value: Any) -> None:
         """Wait until a job's column has this value; None: until it has any."""
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 60
         while True:
             found = self("show", job_id, "--json").json[column]
             if found == value or (value is None and found is not None):
@@ -109,12 +119,20 @@ class CommandLine:
             time.sleep(0.1)
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmCommandLine]:
+    """What short commands are forked from."""
+    started = WarmCommandLine()
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def jobrunner(tmp_path: Path) -> Iterator[CommandLine]:
+def jobrunner(tmp_path: Path, warm: WarmCommandLine) -> Iterator[CommandLine]:
     """The command line in an empty directory."""
     directory = tmp_path / "here"
     directory.mkdir()
-    line = CommandLine(directory)
+    line = CommandLine(directory, warm)
     yield line
     for process in line.started:
         if process.poll() is None:
@@ -186,7 +204,7 @@ def batch(aws: CommandLine) -> Iterator[BatchStub]:
 
 def submitted(batch: BatchStub) -> list[str]:
     """Return the ids of the jobs in Batch, once there is one."""
-    end_s = time.monotonic() + 30
+    end_s = time.monotonic() + 60
     while not batch.job_ids():
         assert time.monotonic() < end_s
         time.sleep(0.05)

@@ -12,6 +12,7 @@ from jobrunner.backends.base import LogLine
 from jobrunner.cli.log_printer import LogPrinter
 from jobrunner.errors import LogsUnavailable, Throttled
 from tests.cli.conftest import NAMED, CommandLine, submitted
+from tests.helpers import plain_sql, until
 from tests.stubs.batch_server import BatchStub
 
 T0 = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -213,7 +214,8 @@ def test_all_attempts_are_followed_to_the_end(aws: CommandLine, batch: BatchStub
     batch.write_log(batch_id, ["three"])
     assert lines_of(process, 1) == ["three"]
     batch.succeed(batch_id)
-    aws.until(job_id, "state", "success")
+    success = f"SELECT 1 FROM job WHERE id = {job_id} AND state = 'success'"
+    until(lambda: plain_sql(f"sqlite:///{aws.database}", success))  # at once: it is soon followed no more
     batch.write_log(batch_id, ["late"])
     code, out, words = ended(process)
     assert (code, out) == (0, "late\n")

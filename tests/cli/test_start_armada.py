@@ -189,4 +189,4 @@ def test_an_unknown_queue_is_told_in_armadas_own_words(jobrunner: CommandLine, a
 
 
 def _until(armada: ArmadaStub, count: int = 1) -> None:
-    until(lambda: len(armada.jobs) >= count, 60)
+    until(lambda: len(armada.jobs) >= count)

@@ -138,7 +138,7 @@ def test_every_job_ends_and_every_kill_arrives_whatever_a_backend_answers(
                 endless = MemoryMonitorJob(heartrate=0.3, poll_interval=0.05, spec={"run_for_s": None})
                 ends = [start(runner, job) for job in (*jobs, endless)]
                 endless.request_kill()
-                await soon(lambda: all(_row(job)["state"].is_terminal for job in (*jobs, endless)), 30)
+                await soon(lambda: all(_row(job)["state"].is_terminal for job in (*jobs, endless)))
                 outcomes = await asyncio.gather(*ends, return_exceptions=True)
                 assert not [each for each in outcomes if isinstance(each, ClaimLost)], outcomes
         for job in jobs:

@@ -131,7 +131,7 @@ async def _until(database: Database, state: JobState, ids: list[int]) -> None:
         return [row_of(database, job_id)["state"] for job_id in ids]
 
     try:
-        await soon(lambda: all(each is state for each in found()), 15)
+        await soon(lambda: all(each is state for each in found()))
     except AssertionError:
         shown = [(row["state"], row["message"]) for row in (row_of(database, each) for each in ids)]
         raise AssertionError(f"not {state}: {shown}") from None

@@ -91,7 +91,7 @@ async def crash(runner: Runner) -> None:
     runner.jobs.clear()
 
 
-async def soon(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+async def soon(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until a condition holds, while the event loop goes on."""
     end_s = time.monotonic() + timeout_s
     while not condition():
@@ -99,7 +99,7 @@ async def soon(condition: Callable[[], object], timeout_s: float = 20.0) -> None
         await asyncio.sleep(0.01)
 
 
-async def within(future: asyncio.Future[JobState], timeout_s: float = 20.0) -> JobState:
+async def within(future: asyncio.Future[JobState], timeout_s: float = 60.0) -> JobState:
     """Wait for how a job ended."""
     return await asyncio.wait_for(asyncio.shield(future), timeout_s)
 

@@ -43,7 +43,7 @@ def an_airbyte_job(connection_id: str = CONNECTION, **options: Any) -> QuickAirb
 
 
 async def started(stub: AirbyteStub, count: int = 1) -> list[int]:
-    await soon(lambda: len(stub.job_ids()) >= count, 60)
+    await soon(lambda: len(stub.job_ids()) >= count)
     return stub.job_ids()
 
 
@@ -430,9 +430,9 @@ async def test_many_jobs_travel_together(database: Database, stub: AirbyteStub) 
     async with a_runner(database) as runner:
         jobs = [QuickAirbyteJob.attach(each, heartrate=5.0, poll_interval=0.5) for each in ids]
         ends = [start(runner, job) for job in jobs]
-        await soon(lambda: all(owned.seen for owned in runner.jobs.values()), 60)
+        await soon(lambda: all(owned.seen for owned in runner.jobs.values()))
         stub.forget_calls()
-        await soon(lambda: stub.counts().get("list", 0) >= 3, 60)
+        await soon(lambda: stub.counts().get("list", 0) >= 3)
         assert "get" not in stub.counts()
         for each in ids:
             stub.succeed(each)
@@ -490,7 +490,7 @@ async def test_a_cancellation_outside_is_a_failure_that_says_so(
 @in_loop
 async def test_past_its_timeout_a_job_is_cancelled(database: Database, stub: AirbyteStub) -> None:
     async with a_runner(database) as runner:
-        job = an_airbyte_job(timeout=0.5)
+        job = an_airbyte_job(timeout=3.0)
         end = start(runner, job)
         (job_id,) = await started(stub)
         assert await within(end) is JobState.FAILED

@@ -106,12 +106,12 @@ async def test_an_outage_fails_nothing_and_cancels_nothing(
             QuickAirbyteJob.attach(each, heartrate=0.5, poll_interval=0.1) for each in stub.seed(others)
         ]
         ends = [start(runner, job) for job in [*attached, a_job(0)]]
-        await soon(lambda: len(external_ids()) == others + 1, 60)
-        await soon(lambda: all(owned.seen for owned in runner.jobs.values()), 60)
+        await soon(lambda: len(external_ids()) == others + 1)
+        await soon(lambda: all(owned.seen for owned in runner.jobs.values()))
 
         stub.post_takes_s = 0.3
         ends.append(start(runner, a_job(1)))
-        await soon(lambda: stub.counts()["post"] == 2, 60)
+        await soon(lambda: stub.counts()["post"] == 2)
         begin(outage, stub, proxy)
         if outage != "the database":
             ends.append(start(runner, a_job(2)))

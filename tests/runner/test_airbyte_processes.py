@@ -54,7 +54,7 @@ def struck(start: Monitors, stub: AirbyteStub, point: str, number: int, **order:
 
 
 def check_watched_to_its_end(monitor: Monitor, database: Database, stub: AirbyteStub) -> None:
-    until(lambda: row_of(database, 1)["external_id"] is not None or monitor.process.poll() is not None, 60)
+    until(lambda: row_of(database, 1)["external_id"] is not None or monitor.process.poll() is not None)
     _, made = stub.job_ids()
     assert row_of(database, 1)["external_id"] == str(made)
     stub.succeed(made)
@@ -107,7 +107,7 @@ def test_a_monitor_killed_while_its_post_is_on_the_way_leaves_one_job(
     """The job is made when its sender is long dead, and the next one is already looking for it."""
     stub.post_takes_s = 1.0
     monitor = begin(start, stub)
-    until(lambda: "post" in stub.counts(), 30)
+    until(lambda: "post" in stub.counts())
     monitor.kill()
     check_watched_to_its_end(begin(start, stub, attach=1, doubt_s=30.0), database, stub)
 
@@ -178,7 +178,7 @@ def test_a_post_that_leaves_while_it_is_looked_for_is_found(
     stopped = struck(start, stub, "before send", signal.SIGSTOP, call_s=60.0)
     attached = begin(start, stub, attach=1, doubt_s=60.0)
     asked = stub.counts()["list"]
-    until(lambda: stub.counts()["list"] > asked, 30)
+    until(lambda: stub.counts()["list"] > asked)
     stopped.send(signal.SIGCONT)
     stopped.end()
     assert stopped.outcome == "claim lost"

@@ -46,7 +46,7 @@ def a_job(job_class: type[ArmadaMonitorJob] = QuickArmadaJob, **options: Any) ->
 
 async def submitted(armada: ArmadaStub, count: int = 1) -> list[str]:
     """Wait until so many jobs are there, and return their ids."""
-    await soon(lambda: len(armada.jobs) >= count, 60)
+    await soon(lambda: len(armada.jobs) >= count)
     return armada.external_ids()
 
 
@@ -271,9 +271,9 @@ async def test_many_jobs_are_asked_about_together_within_the_servers_limit(
         jobs = [a_job(ArmadaMonitorJob, poll_interval=0.5, heartrate=5.0) for _ in range(count)]
         ends = [start(runner, job) for job in jobs]
         ids = await submitted(armada, count)
-        await soon(lambda: all(owned.seen for owned in runner.jobs.values()), 60)
+        await soon(lambda: all(owned.seen for owned in runner.jobs.values()))
         armada.forget_calls()
-        await soon(lambda: sum(call.ids for call in armada.calls) >= 3 * count, 60)
+        await soon(lambda: sum(call.ids for call in armada.calls) >= 3 * count)
         sizes = [call.ids for call in armada.calls if call.method == "GetJobStatus"]
         assert len([size for size in sizes if size > 50]) <= 4, "one call under way each, until it is learnt"
         assert sum(sizes) / len(sizes) > 10, "they travel together"
@@ -349,7 +349,7 @@ async def test_many_kills_are_few_calls(
         jobs = [a_job(ArmadaMonitorJob, heartrate=5.0, poll_interval=1.0) for _ in range(count)]
         ends = [start(runner, job) for job in jobs]
         await submitted(armada, count)
-        await soon(lambda: all(owned.seen for owned in runner.jobs.values()), 60)
+        await soon(lambda: all(owned.seen for owned in runner.jobs.values()))
         with database.write() as connection:
             connection.exec_driver_sql("UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP")
         for end in ends:

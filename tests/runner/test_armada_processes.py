@@ -28,7 +28,7 @@ def _driver_of_armada(monkeypatch: pytest.MonkeyPatch) -> None:
 def take_over(start: Monitors, armada: ArmadaStub) -> None:
     """Attach another monitor, and let it see the end."""
     attached = start(armada=armada.address, attach=1)
-    until(lambda: armada.jobs, 60)
+    until(lambda: armada.jobs)
     armada.succeed(armada.external_ids()[0])
     attached.end()
     assert attached.outcome == "success"
@@ -124,11 +124,11 @@ def test_a_monitor_that_goes_on_while_it_is_looked_for_makes_no_second_job(
 ) -> None:
     stopped = stopped_at(start, armada, "before send")
     attached = start(armada=armada.address, attach=1)
-    until(lambda: armada.calls_per_method().get("GetJobStatusUsingExternalJobUri"), 60)
+    until(lambda: armada.calls_per_method().get("GetJobStatusUsingExternalJobUri"))
     stopped.send(signal.SIGCONT)
     stopped.end()
     assert stopped.outcome == "claim lost"
-    until(lambda: row_of(database, 1)["external_id"] is not None, 60)
+    until(lambda: row_of(database, 1)["external_id"] is not None)
     armada.succeed(armada.external_ids()[0])
     attached.end()
     assert attached.outcome == "success"

@@ -321,9 +321,9 @@ async def test_many_jobs_are_described_a_hundred_a_call(database: Database, stub
         jobs = [a_batch_job(poll_interval=1.0, heartrate=5.0) for _ in range(count)]
         ends = [start(runner, job) for job in jobs]
         ids = await submitted(stub, count)
-        await soon(lambda: all(owned.seen for owned in runner.jobs.values()), 60)
+        await soon(lambda: all(owned.seen for owned in runner.jobs.values()))
         stub.forget_calls()
-        await soon(lambda: sum(call.ids for call in stub.calls) >= 3 * count, 60)
+        await soon(lambda: sum(call.ids for call in stub.calls) >= 3 * count)
         sizes = [call.ids for call in stub.calls if call.operation == "DescribeJobs"]
         assert max(sizes) <= 100
         assert sum(sizes) / len(sizes) > 20, "they travel together"
@@ -403,7 +403,7 @@ async def test_a_job_that_ended_before_its_kill_has_its_true_outcome(
 @in_loop
 async def test_past_its_timeout_a_job_is_terminated_and_failed(database: Database, stub: BatchStub) -> None:
     async with a_runner(database) as runner:
-        job = a_batch_job(timeout=1.0)
+        job = a_batch_job(timeout=5.0)  # it is submitted by then
         end = start(runner, job)
         (external_id,) = await submitted(stub)
         stub.run(external_id)
@@ -443,7 +443,7 @@ async def test_a_hundred_and_twenty_kills_are_a_handful_of_calls(
         jobs = [a_batch_job(heartrate=5.0, poll_interval=2.0) for _ in range(count)]
         ends = [start(runner, job) for job in jobs]
         await submitted(stub, count)
-        await soon(lambda: all(owned.seen for owned in runner.jobs.values()), 60)
+        await soon(lambda: all(owned.seen for owned in runner.jobs.values()))
         with database.write() as connection:
             connection.exec_driver_sql("UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP")
         for end in ends:

@@ -32,7 +32,7 @@ def beat_of(database: Database, job_id: int) -> Any:
         return row_of(database, job_id)["latest_heartbeat"]
 
 
-async def beats(database: Database, job_id: int, timeout_s: float = 10.0) -> None:
+async def beats(database: Database, job_id: int, timeout_s: float = 60.0) -> None:
     """Wait for the job's next beat."""
     before = beat_of(database, job_id)
     await soon(lambda: beat_of(database, job_id) > before, timeout_s)

@@ -196,7 +196,7 @@ def test_of_several_that_attach_one_adopts_and_all_tell_the_end(
     owner.send(signal.SIGKILL)
     owner.end()
     several = [start(attach=1) for _ in range(3)]
-    until(lambda: only_row(database)["claims"] == 2, 60)
+    until(lambda: only_row(database)["claims"] == 2)
     (tmp_path / "go").touch()
     for each in several:
         each.end()

@@ -304,8 +304,8 @@ def test_500_jobs_share_their_beats_and_their_looks(database: Database) -> None:
         with use_backend(outside):
             async with a_runner(database) as runner:
                 ends = [start(runner, a_job(heartrate=2.0 + n % 2, poll_interval=1.0)) for n in range(count)]
-                await soon(lambda: len(outside.jobs) == count, 60)
-                await soon(lambda: all(is_shown(owned) for owned in runner.jobs.values()), 60)
+                await soon(lambda: len(outside.jobs) == count)
+                await soon(lambda: all(is_shown(owned) for owned in runner.jobs.values()))
                 before, loop = outside.calls["fetch"], asyncio.get_running_loop()
                 begun_s = loop.time()
                 with statements_of(database) as sent:

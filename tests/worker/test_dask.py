@@ -75,7 +75,7 @@ class Processes:
             *("--dask-address", address or self.address, "--heartrate", f"{RATE}s", *options),
             words="words",
         )
-        until(lambda: "job " in self.said() or self.process.poll() is not None, 40)
+        until(lambda: "job " in self.said() or self.process.poll() is not None)
         found = re.search(r"^job (\d+)$", self.said(), re.MULTILINE)
         assert found is not None, self.said()
         return int(found[1])
@@ -93,7 +93,7 @@ class Processes:
         return JobState(row_of(self.database, job_id)["state"])
 
     def until_state(self, state: JobState, *job_ids: int) -> None:
-        until(lambda: all(self.state(job_id) is state for job_id in job_ids), 40)
+        until(lambda: all(self.state(job_id) is state for job_id in job_ids))
 
     def stop(self) -> int:
         """Tell the worker to stop, and return its exit code."""
@@ -136,10 +136,10 @@ def test_monitor_jobs_are_spread_and_taken_over_and_given_back(cluster: Processe
     cluster.scheduler()
     dask_workers = {process.pid: process for process in (cluster.dask_worker(), cluster.dask_worker())}
     worker_id = cluster.worker("--drain-timeout", "30s")
-    until(lambda: len(cluster.serving(worker_id)) == 2, 40)
+    until(lambda: len(cluster.serving(worker_id)) == 2)
     assert {row["pid"] for row in cluster.serving(worker_id)} == dask_workers.keys()
     ids = [a_process(cluster) for _ in range(6)]
-    until(lambda: all(row_of(cluster.database, job_id)["external_id"] for job_id in ids), 40)
+    until(lambda: all(row_of(cluster.database, job_id)["external_id"] for job_id in ids))
     rows = [row_of(cluster.database, job_id) for job_id in ids]
     assert {(row["executor_class"], row["hostname"]) for row in rows} == {
         ("DaskExecutor", socket.gethostname())
@@ -151,27 +151,27 @@ def test_monitor_jobs_are_spread_and_taken_over_and_given_back(cluster: Processe
     cut_off = rows[0]["pid"]
     (other,) = dask_workers.keys() - {cut_off}
     dask_workers[cut_off].send_signal(signal.SIGSTOP)
-    until(lambda: {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {other}, 40)
+    until(lambda: {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {other})
     for before in rows:
         after = row_of(cluster.database, before["id"])
         assert after["external_id"] == before["external_id"]
         assert after["claims"] == (2 if before["pid"] == cut_off else 1)
-    until(lambda: len(cluster.serving(worker_id, JobState.LOST)) == 1, 40)
+    until(lambda: len(cluster.serving(worker_id, JobState.LOST)) == 1)
     dask_workers[cut_off].send_signal(signal.SIGCONT)  # it learns of it, and begins anew
-    until(lambda: {row["pid"] for row in cluster.serving(worker_id)} == dask_workers.keys(), 40)
+    until(lambda: {row["pid"] for row in cluster.serving(worker_id)} == dask_workers.keys())
     assert {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {other}
 
     # One dies.
     dask_workers[other].kill()
-    until(lambda: {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {cut_off}, 40)
+    until(lambda: {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {cut_off})
     assert [row_of(cluster.database, row["id"])["external_id"] for row in rows] == [
         row["external_id"] for row in rows
     ]
-    until(lambda: len(cluster.serving(worker_id, JobState.LOST)) == 2, 40)
+    until(lambda: len(cluster.serving(worker_id, JobState.LOST)) == 2)
 
     # A new one is used, too; and the old one is retired: it gives its jobs back.
     new = cluster.dask_worker()
-    until(lambda: {row["pid"] for row in cluster.serving(worker_id)} == {cut_off, new.pid}, 40)
+    until(lambda: {row["pid"] for row in cluster.serving(worker_id)} == {cut_off, new.pid})
     (retired,) = (row for row in cluster.serving(worker_id) if row["pid"] == cut_off)
     code = "import sys, distributed as d; d.Client(sys.argv[1]).retire_workers([sys.argv[2]])"
     subprocess.run(
@@ -180,7 +180,7 @@ def test_monitor_jobs_are_spread_and_taken_over_and_given_back(cluster: Processe
         timeout=60,
         capture_output=True,
     )
-    until(lambda: {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {new.pid}, 40)
+    until(lambda: {row_of(cluster.database, job_id)["pid"] for job_id in ids} == {new.pid})
 
     assert cluster.stop() == 0
     rows = [row_of(cluster.database, job_id) for job_id in ids]
@@ -218,7 +218,7 @@ def test_code_runs_as_tasks_with_their_resources(cluster: Processes, tmp_path: P
     assert len(again.read_text().splitlines()) == 2
     assert row_of(cluster.database, orphan.job_id)["executor_class"] == "DaskExecutor"
 
-    until(lambda: JobState.RUNNING in map(cluster.state, on_gpu), 40)
+    until(lambda: JobState.RUNNING in map(cluster.state, on_gpu))
     assert sorted(map(cluster.state, on_gpu)) == ["queued", "running"]  # there is one GPU
     first, second = sorted(on_gpu, key=lambda job_id: cluster.state(job_id) is JobState.QUEUED)
     assert psutil.Process(row_of(cluster.database, first)["pid"]).ppid() == with_gpu.pid
@@ -232,13 +232,13 @@ def test_code_runs_as_tasks_with_their_resources(cluster: Processes, tmp_path: P
             workers = worklist.workers(connection, 2.1)
         return why_waiting(row["job_type"], row["connection"], workers, row["spec"]) or ""
 
-    until(lambda: f"worker {worker_id} does not take it: no Dask worker has TPU=2" in why(nowhere), 40)
+    until(lambda: f"worker {worker_id} does not take it: no Dask worker has TPU=2" in why(nowhere))
     another = a_code_job(own_jobs.Hang, notes, {"GPU": 1})
     assert why(another) == ""  # it waits for its turn
 
     # The worker that is stopped takes back what has not begun, and waits for what runs.
     cluster.process.send_signal(signal.SIGTERM)
-    until(lambda: not cluster.serving(worker_id), 40)
+    until(lambda: not cluster.serving(worker_id))
     assert cluster.process.poll() is None
     assert cluster.state(second) is JobState.RUNNING
     BaseJob.get(second).request_kill()
@@ -251,32 +251,32 @@ def test_a_scheduler_that_dies_is_said_and_reached_again(cluster: Processes, tmp
     first = cluster.scheduler()
     cluster.dask_worker()
     worker_id = cluster.worker()
-    until(lambda: len(cluster.serving(worker_id)) == 1, 40)
+    until(lambda: len(cluster.serving(worker_id)) == 1)
     job_id = a_process(cluster)
-    until(lambda: row_of(cluster.database, job_id)["external_id"], 40)
+    until(lambda: row_of(cluster.database, job_id)["external_id"])
     before = row_of(cluster.database, job_id)
 
     first.kill()
     first.wait()
-    until(lambda: "cannot be reached" in row_of(cluster.database, worker_id)["message"], 40)
+    until(lambda: "cannot be reached" in row_of(cluster.database, worker_id)["message"])
     beaten = row_of(cluster.database, worker_id)["latest_heartbeat"]
-    until(lambda: row_of(cluster.database, worker_id)["latest_heartbeat"] > beaten, 40)
+    until(lambda: row_of(cluster.database, worker_id)["latest_heartbeat"] > beaten)
     code = a_code_job(own_jobs.Good, notes)
     looked = row_of(cluster.database, worker_id)["detail"]
-    until(lambda: row_of(cluster.database, worker_id)["detail"] != looked, 40)
+    until(lambda: row_of(cluster.database, worker_id)["detail"] != looked)
     assert "cannot be reached" in str(row_of(cluster.database, worker_id)["detail"]["unserved"])
     assert cluster.state(code) is JobState.QUEUED
 
     cluster.scheduler()  # on the same port
     new = cluster.dask_worker()
     cluster.until_state(JobState.SUCCESS, code)
-    until(lambda: row_of(cluster.database, job_id)["pid"] == new.pid, 60)
+    until(lambda: row_of(cluster.database, job_id)["pid"] == new.pid)
     assert row_of(cluster.database, job_id)["external_id"] == before["external_id"]
     assert cluster.said().count("the Dask scheduler is gone") == 1
     assert "the Dask scheduler is reached again" in cluster.said()
     cluster.process.kill()  # and with the worker gone, nobody serves for it
-    until(lambda: not cluster.serving(worker_id), 40)
-    until(lambda: cluster.state(job_id) is JobState.QUEUED, 40)
+    until(lambda: not cluster.serving(worker_id))
+    until(lambda: cluster.state(job_id) is JobState.QUEUED)
 
 
 def test_a_cluster_of_its_own(cluster: Processes, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ async def test_a_connection_that_takes_nothing_keeps_no_place_from_another(
         # It comes back, and all of them are served.
         monkeypatch.setattr(_Down, "submit", MemoryBackend.submit)
         BACKENDS["down"].plan = SOON
-        await soon(lambda: working.worker._taking.windows.slow == 0, 40)
+        await soon(lambda: working.worker._taking.windows.slow == 0)
 
 
 def test_a_number_is_divided_among_those_who_want_some() -> None:

@@ -118,7 +118,7 @@ async def test_a_row_with_code_that_cannot_be_read_keeps_no_other_from_its_child
     good = insert_job(sqlite_database, job_type="Good", heartrate=1.0, spec=spec)
     async with a_worker(sqlite_database, processes=2):
         await until_state(sqlite_database, JobState.SUCCESS, good)
-        await soon(lambda: all(row_of(sqlite_database, each)["end_date"] for each in bad[:2]), 30)
+        await soon(lambda: all(row_of(sqlite_database, each)["end_date"] for each in bad[:2]))
     for job_id in bad[:2]:
         assert "cannot be read" in row_of(sqlite_database, job_id)["message"]
 
