@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from tests.cli.warm import WarmCommandLine, can_be_warm
 from tests.stubs.batch_server import BatchStub, serving
+from tests.warm import Warm, can_be_warm
 
 NAMED = ("--job-name", "nightly", "--job-queue", "etl", "--job-definition", "import:7")
 """What every Batch job needs."""
+
+_MAIN = "jobrunner.cli.main"
 
 
 class Answer(NamedTuple):
@@ -51,7 +53,7 @@ class Answer(NamedTuple):
 class CommandLine:
     """Runs `jobrunner` in one directory, with one embedded database."""
 
-    def __init__(self, directory: Path, warm: WarmCommandLine | None = None) -> None:
+    def __init__(self, directory: Path, warm: Warm | None = None) -> None:
         self.directory = directory
         self._warm = warm
         self.environment = {
@@ -69,13 +71,13 @@ class CommandLine:
         """Run a command to its end, in a process of its own."""
         here = self.environment | environment
         if self._warm is not None and can_be_warm(here):
-            return Answer(*self._warm.run(arguments, self.directory, here, stdin))
+            return Answer(*self._warm.run(_MAIN, arguments, self.directory, here, stdin))
         return self.anew(*arguments, stdin=stdin, **environment)
 
     def anew(self, *arguments: str, stdin: str = "", **environment: str) -> Answer:
         """Run a command as a shell would: by an interpreter that has imported nothing yet."""
         done = subprocess.run(
-            [sys.executable, "-m", "jobrunner.cli.main", *arguments],
+            [sys.executable, "-m", _MAIN, *arguments],
             cwd=self.directory,
             env=self.environment | environment,
             input=stdin,
@@ -89,7 +91,7 @@ class CommandLine:
     def begin(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         """Start a command and leave it running."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobrunner.cli.main", *arguments],
+            [sys.executable, "-m", _MAIN, *arguments],
             cwd=self.directory,
             env=self.environment | environment,
             stdin=subprocess.DEVNULL,
@@ -120,15 +122,15 @@ class CommandLine:
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[WarmCommandLine]:
-    """What short commands are forked from."""
-    started = WarmCommandLine()
+def warm() -> Iterator[Warm]:
+    """What commands are forked from."""
+    started = Warm("jobrunner.cli.*")
     yield started
     started.close()
 
 
 @pytest.fixture
-def jobrunner(tmp_path: Path, warm: WarmCommandLine) -> Iterator[CommandLine]:
+def jobrunner(tmp_path: Path, warm: Warm) -> Iterator[CommandLine]:
     """The command line in an empty directory."""
     directory = tmp_path / "here"
     directory.mkdir()

@@ -5,8 +5,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +21,7 @@ from jobrunner.statements import Claim, Sighting
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryBackend, MemoryMonitorJob, Plan
 from tests.helpers import an_owner, row_of
+from tests.warm import Warm
 
 DRIVER = Path(__file__).with_name("driver.py")
 
@@ -119,6 +118,12 @@ def look(database: Database, job_id: int, *columns: str) -> tuple[Any, ...]:
 # --- real processes ------------------------------------------------------------------------------
 
 
+@functools.cache
+def _warm() -> Warm:
+    """What monitors are forked from; it ends with this process."""
+    return Warm("tests.runner.driver", "boto3", options=("-W", "error"), path=DRIVER.parents[2])
+
+
 class Monitor:
     """A real process that runs or attaches to a job, by the driver script."""
 
@@ -129,13 +134,7 @@ class Monitor:
             "JOBRUNNER_DATA_DIR": str(data_dir),
             "PYTHONPATH": str(DRIVER.parents[2]),
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(DRIVER), json.dumps(order)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        self.process = _warm().start(str(DRIVER), [json.dumps(order)], Path.cwd(), environment)
         assert self.process.stdout is not None
         self._out = self.process.stdout
         self.said: list[str] = []
@@ -163,6 +162,7 @@ class Monitor:
         out, err = self.process.communicate(timeout=timeout_s)
         self.said += out.split("\n")
         self.errors = err
+        assert self.process.returncode is not None
         return self.process.returncode
 
     @property
