@@ -12,6 +12,7 @@ from textwrap import indent
 from typing import Any
 
 from jobrunner.known_secrets import without_secrets
+from jobrunner.text import text_of
 from jobrunner.visible import visible, visible_lines
 
 
@@ -69,9 +70,9 @@ def _wrapped(name: str) -> Any:
 
 
 def _render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
-    text = visible(str(event.pop("event")))
+    text = visible(text_of(event.pop("event")))
     trace = event.pop("exception", None)
-    fields = "".join(f" {key}={visible(str(value))}" for key, value in event.items())
+    fields = "".join(f" {key}={visible(text_of(value))}" for key, value in event.items())
     if not trace:
         return without_secrets(f"{text}{fields}")
     # Indented: the message of an error must not begin a line that looks like one of the log.

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnavailable, JobKilled
 from jobrunner.heartbeat import Beater
+from jobrunner.models import own_run
 from jobrunner.states import JobState
 from tests.helpers import CodeJob, Run, beat_for_ever, events_of, plain_sql, row_of, until
 
@@ -224,3 +226,83 @@ def test_many_kills_at_once_kill_once(database: Database, database_url: str) -> 
         run.join()
     until(lambda: row_of(database, run.job.id)["state"] == JobState.KILLED)
     assert events_of(database_url, run.job.id) == [(None, "running"), ("running", "killed")]
+
+
+class CleansUp(CodeJob):
+    """Its clean-up is a function of the test."""
+
+    clean_up: Callable[[CodeJob], object] = staticmethod(lambda _job: None)
+
+    def on_kill(self) -> None:
+        super().on_kill()
+        self.clean_up(self)
+
+
+def cleaned_up_by(clean_up: Callable[[CodeJob], object], **kwargs: Any) -> CleansUp:
+    def code(job: CodeJob) -> None:
+        job.request_kill(by="ana")
+        job.heartbeat()
+
+    job = CleansUp(code, **kwargs)
+    job.clean_up = clean_up
+    return job
+
+
+def test_a_clean_up_that_takes_its_time_is_no_silence(database: Database) -> None:
+    def wait_for_beats(job: CodeJob) -> None:
+        for _ in range(3):
+            before = row_of(database, job.id)["latest_heartbeat"]
+            until(lambda before=before: row_of(database, job.id)["latest_heartbeat"] > before)  # type: ignore[misc]
+
+    job = cleaned_up_by(wait_for_beats, heartrate=0.1)
+    with pytest.raises(JobKilled):
+        job.run()
+    assert (job.state, job.kills) == (JobState.KILLED, 1)
+
+
+@pytest.mark.parametrize("asks", [CodeJob.heartbeat, CodeJob.kill], ids=["heartbeat", "kill"])
+def test_a_clean_up_may_beat_and_kill_and_is_called_once(
+    database: Database, asks: Callable[[CodeJob], object]
+) -> None:
+    job = cleaned_up_by(asks, heartrate=0.1)
+    with pytest.raises(JobKilled):
+        job.run()
+    assert (job.state, job.message, job.kills) == (JobState.KILLED, "killed by ana", 1)
+
+
+def test_a_clean_up_that_does_not_return_does_not_keep_the_job_from_ending(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(own_run, "_ON_KILL_S", 0.3)
+
+    def hang(job: CodeJob) -> None:
+        until(lambda: row_of(database, job.id)["state"] is JobState.KILLED)
+
+    job = cleaned_up_by(hang, heartrate=0.1)
+    with pytest.raises(JobKilled, match="its on_kill did not return"):
+        job.run()
+    assert (job.message, job.kills) == ("killed by ana; its on_kill did not return", 1)
+    assert events_of(database_url, job.id) == [(None, "running"), ("running", "killed")]
+    assert "on_kill does not return" in caplog.text
+
+
+class Unspeakable(Exception):
+    """An error that has no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+def test_a_clean_up_whose_error_has_no_text_stops_no_kill(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_job: CodeJob) -> None:
+        raise Unspeakable
+
+    job = cleaned_up_by(fail)
+    with pytest.raises(JobKilled):
+        job.run()
+    assert job.state is JobState.KILLED
+    assert "on_kill failed" in caplog.text

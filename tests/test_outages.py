@@ -6,15 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from jobrunner import statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.models.own_run import OwnRun
 from jobrunner.settings import configure
+from jobrunner.statements import Claim
 from jobrunner.states import JobState
 from tests.helpers import (
     CodeJob,
@@ -292,3 +296,69 @@ def test_a_run_whose_outcome_cannot_be_read_again_still_knows_it(
     job = CodeJob()
     job.run()
     assert job.state == JobState.SUCCESS
+
+
+def test_a_job_whose_outcome_is_not_taken_yet_is_beaten_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, beats = statements.end, set()
+
+    def refuse(connection: Connection, claim: Claim, *outcome: Any) -> bool:
+        beats.add(statements.get(connection, claim.job_id)["latest_heartbeat"])
+        if len(beats) < 4:
+            raise DatabaseUnavailable("no room for its event")
+        return end(connection, claim, *outcome)
+
+    monkeypatch.setattr(statements, "end", refuse)
+    job = CodeJob(heartrate=HEARTRATE)
+    job.run()
+    assert job.state is JobState.SUCCESS
+
+
+def test_an_outcome_is_tried_again_as_soon_as_a_beat_would_be(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, tries = statements.end, []
+
+    def refuse(connection: Connection, claim: Claim, *outcome: Any) -> bool:
+        tries.append(time.monotonic())
+        if len(tries) < 20:
+            raise DatabaseUnavailable("not now")
+        return end(connection, claim, *outcome)
+
+    monkeypatch.setattr(statements, "end", refuse)
+    CodeJob(heartrate=0.2).run()
+    pauses = sorted(later - sooner for sooner, later in pairwise(tries))
+    assert pauses[len(pauses) // 2] < 0.2  # the median: a busy machine may keep one of them for longer
+
+
+def test_an_interrupt_does_not_keep_an_outcome_from_being_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    end, tries = statements.end, []
+
+    def be_interrupted(*args: Any) -> bool:
+        tries.append(args)
+        if len(tries) == 1:
+            raise KeyboardInterrupt
+        return end(*args)
+
+    monkeypatch.setattr(statements, "end", be_interrupted)
+    job = CodeJob()
+    job.run()
+    assert job.state is JobState.SUCCESS
+    assert "interrupted before the outcome was written" in caplog.text
+
+
+def test_a_second_interrupt_leaves_an_outcome_unwritten_and_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def be_interrupted(*_args: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(statements, "end", be_interrupted)
+    job = CodeJob()
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    assert row_of(database, job.id)["state"] is JobState.RUNNING
+    assert "the outcome is not written" in caplog.text

@@ -279,8 +279,8 @@ class BaseJob(Base):
         is set, `JobFailed` past the timeout, `ClaimLost` when the job is no longer this run's.
         """
         own = self._owned()
-        if own.is_copy:
-            own.pace_copy(only_if_necessary=only_if_necessary)
+        if own.beats_elsewhere:
+            own.pace(only_if_necessary=only_if_necessary)
             return
         if own.verdict is not None:  # the code swallowed the error that said so
             raise own.verdict

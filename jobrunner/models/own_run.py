@@ -1,13 +1,12 @@
 """What the process that runs a job's own code holds: its claim, its rhythm, its beats."""
 
 import os
-import random
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -26,9 +25,11 @@ from jobrunner.errors import (
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of_skew
 from jobrunner.hints import Hints
 from jobrunner.logs import get_logger
+from jobrunner.models.attendant import Attendant
 from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
 from jobrunner.models.forks import end_copy
 from jobrunner.models.start import Start, owner_for
+from jobrunner.retry import Retry
 from jobrunner.statements import Beaten, Claim
 from jobrunner.states import JobState
 
@@ -39,6 +40,10 @@ log = get_logger(__name__)
 
 OUTCOME_PATIENCE_S = 24 * 3600.0
 """How long a finished job goes on trying to write its outcome into a database that is away."""
+_ON_KILL_S = 60.0
+"""Seconds after which a job whose `on_kill` does not return ends without it."""
+_PROMPT, _PROMPT_MOST_S = 0.25, 5.0
+"""Heartrates, and seconds, between two tries to write an outcome at most: as for a beat."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -62,6 +67,9 @@ class OwnRun:
         self.ended = False
         self.verdict: JobrunnerError | None = None
         """Why the run is over before its code is."""
+        self.is_cleaning_up = False
+        """Whether it is being ended before its code is: others beat meanwhile, and `heartbeat` only waits."""
+        self._has_cleaned_up = False
         self.interrupted = False
         """Whether the process was told to stop: a kill or a timeout may be the reason."""
         self._pid = os.getpid()
@@ -77,9 +85,17 @@ class OwnRun:
         """Whether this process was forked by the job's code: then it has no part in the job."""
         return os.getpid() != self._pid
 
-    def pace_copy(self, *, only_if_necessary: bool) -> None:
-        """Keep the rhythm in a forked copy, without a beat: the connections are the job's."""
-        if self._pacer.remaining_s() > 0 and only_if_necessary:
+    @property
+    def beats_elsewhere(self) -> bool:
+        """Whether a call of `heartbeat` is to send no beat: in a forked copy, or within `on_kill`."""
+        return self.is_copy or self.is_cleaning_up
+
+    def pace(self, *, only_if_necessary: bool) -> None:
+        """Keep the rhythm, without a beat: the connections are another's, or the beats are."""
+        if only_if_necessary:
+            return
+        if not self.is_copy:
+            time.sleep(self._pacer.heartrate)
             return
         time.sleep(self._pacer.remaining_s())
         self._pacer.restart()
@@ -147,64 +163,102 @@ class OwnRun:
         return lost_because(self.claim, self._beater.look([job_id]).get(job_id))
 
     def end(self, state: JobState, message: str) -> None:
-        """Write the outcome, trying again while the database is away. Raises `ClaimLost`."""
+        """Write the outcome, trying again while the database is away, and beating meanwhile.
+
+        One interrupt does not keep it from being written, a second one does. Raises `ClaimLost`.
+        """
         if self.is_copy:
             end_copy()
         self.ended = True
-        self._beater.close()  # no beat comes after the terminal write
-        give_up_s = monotonic_s() + OUTCOME_PATIENCE_S
-        pause_s, said = 0.05, False
-        while True:
+        said = {"job": self.claim.job_id, "state": state}
+        try:
+            row = self._written(state, message)
+        except KeyboardInterrupt:
+            log.warning("interrupted before the outcome was written: it is tried once more", **said)
             try:
-                with self.database.write() as connection:
-                    if statements.end(connection, self.claim, state, message):
-                        return
-                    row = statements.look(connection, [self.claim.job_id]).get(self.claim.job_id)
-                break
-            except DatabaseError as error:
-                if monotonic_s() > give_up_s:
-                    raise
-                if not said:
-                    log.warning(
-                        "outcome cannot be written yet", job=self.claim.job_id, state=state, error=error
-                    )
-                    said = True
-            time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
-            pause_s = min(2 * pause_s, 5.0)
+                row = self._written(state, message)
+            except KeyboardInterrupt:
+                log.error("interrupted again: the outcome is not written", **said)
+                raise
         ours = (state, self.claim.runner_id, self.claim.claims)
-        if row is not None and (row["state"], row["runner_id"], row["claims"]) == ours:
-            return  # an earlier try was written, and only its answer was lost
+        if row is None or (row["state"], row["runner_id"], row["claims"]) == ours:
+            return  # it was written now; or by an earlier try, of which only the answer was lost
         raise self._over(
             ClaimLost(f"{lost_because(self.claim, row)} Its outcome here, {state}, was not written.")
         )
 
+    def _written(self, state: JobState, message: str) -> RowMapping | None:
+        """Write the outcome; return the row where it does not take that, as it stands."""
+        give_up_s = monotonic_s() + OUTCOME_PATIENCE_S
+        retry = Retry(most_s=min(_PROMPT_MOST_S, _PROMPT * self._pacer.heartrate))
+        while True:
+            try:
+                with self.database.write() as connection:
+                    if statements.end(connection, self.claim, state, message):
+                        return None
+                    return statements.look(connection, [self.claim.job_id]).get(self.claim.job_id)
+            except DatabaseError as error:
+                if monotonic_s() > give_up_s:
+                    raise
+                if retry.count == 0:
+                    log.warning(
+                        "outcome cannot be written yet", job=self.claim.job_id, state=state, error=error
+                    )
+            self._beat_on()
+            time.sleep(retry.next_s())
+
+    def _beat_on(self) -> None:
+        """Beat, if that is due, for a job that has ended but for the write of it."""
+        if self._pacer.remaining_s() <= 0:
+            self._pacer.restart()
+            with suppress(DatabaseError):  # the write that comes next says what is wrong
+                self._beater.beat([self.claim.job_id])
+
     def end_early(self, job: "BaseJob", state: JobState, message: str) -> NoReturn:
-        """End a job before its code does: `on_kill`, then the state, then the error that says so."""
+        """End a job before its code does: `on_kill`, then the state, then the error that says so.
+
+        Beats go on meanwhile, however long a clean-up takes; one that does not return is not waited for.
+        """
+        if self.is_cleaning_up:  # `on_kill` itself asks for it
+            raise self._error_of(state, message)
         if not self.ended:
-            call_on_kill(job)
-            left = self._left_behind()
-            message = f"{message}; left behind: {left}" if left else message
-            self.end(state, message)
-            self.verdict = error_of_end(self.claim.job_id, state, message)
+            left = ""
+            with self._cleaning_up(job, state, message):
+                if not self._has_cleaned_up:
+                    self._has_cleaned_up = True
+                    call_on_kill(job)
+                left = self._left_behind()
+            if not self.ended:
+                self._end_early(state, message, left)
         assert self.verdict is not None  # a job is ended early by a kill or its timeout
         raise self.verdict
 
+    @contextmanager
+    def _cleaning_up(self, job: "BaseJob", state: JobState, message: str) -> Iterator[None]:
+        def end() -> None:
+            log.error("on_kill does not return: the job ends without it", job=job.id, seconds=_ON_KILL_S)
+            self._end_early(state, f"{message}; its on_kill did not return", self._left_behind())
+
+        self.is_cleaning_up = True
+        try:
+            with Attendant(self._pacer, self.beat, end, _ON_KILL_S):
+                yield
+        finally:
+            self.is_cleaning_up = False
+
+    def _end_early(self, state: JobState, message: str, left: str) -> None:
+        message = f"{message}; left behind: {left}" if left else message
+        self.end(state, message)
+        self.verdict = self._error_of(state, message)
+
+    def _error_of(self, state: JobState, message: str) -> JobEndedBadly:
+        error = error_of_end(self.claim.job_id, state, message)
+        assert error is not None  # a job is ended early as killed or failed
+        return error
+
     def _left_behind(self) -> str:
-        """End what the code has started, beating meanwhile; return what could not be ended."""
-        if self.see_off is None:
-            return ""
-        left: list[str] = []
-        see_off = self.see_off
-        thread = threading.Thread(
-            target=lambda: left.append(see_off()), name="jobrunner-see-off", daemon=True
-        )
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.05)
-            if self._pacer.remaining_s() <= 0:
-                self._pacer.restart()
-                self.beat()
-        return "".join(left)
+        """End what the code has started; return what could not be ended."""
+        return "" if self.see_off is None else self.see_off()
 
     def due_end(self) -> EarlyEnd | None:
         """Return how the job has to end before its code does; None: it goes on, as far as can be told."""
