@@ -24,11 +24,14 @@ from jobrunner.postgres_session import Opener, is_closed
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
 from jobrunner.sqltypes import json_or_text
+from jobrunner.transaction_limit import LIMIT_OPTION, limit_transactions
 
 SCHEMA_VERSION = "0005"
 """The newest migration of this version; a test holds it against the migrations themselves."""
 
 _MIN_SQLITE = (3, 35, 0)  # RETURNING
+_HOOK_PART = 1 / 3
+"""Of the time for which others wait for SQLite's writer, what the transaction of a hook may take."""
 
 
 class Base(DeclarativeBase):
@@ -107,8 +110,13 @@ class Database:
             return connection
 
     def session(self) -> Session:
-        """Return an ORM session; on SQLite its transactions are IMMEDIATE."""
-        return Session(self.engine, expire_on_commit=False)
+        """Return an ORM session for a hook.
+
+        On SQLite its transactions are IMMEDIATE, and end after a part of the time for which others wait.
+        """
+        limit_s = self.settings.sqlite_busy_timeout_s * _HOOK_PART
+        engine = self.engine.execution_options(**{LIMIT_OPTION: limit_s}) if self.is_sqlite else self.engine
+        return Session(engine, expire_on_commit=False)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -177,6 +185,7 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
         if begin:
             connection.exec_driver_sql(begin)
 
+    limit_transactions(engine)
     return engine
 
 

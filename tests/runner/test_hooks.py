@@ -6,20 +6,24 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from jobrunner import hooks as hooks_module
-from jobrunner.database import Database
+from jobrunner.database import Database, get_database
 from jobrunner.due_queue import Due, DueQueue
 from jobrunner.hooks import Hooks
 from jobrunner.runner import Runner
+from jobrunner.settings import configure
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryMonitorJob, Plan, use_backend
-from tests.helpers import an_owner
+from tests.helpers import an_owner, row_of
 from tests.runner.support import a_job, a_runner, an_outside, soon, start, take_over, within
 from tests.runner.test_cancelling import cleaning
 from tests.runner.test_runner import watched
@@ -100,6 +104,49 @@ def test_a_callback_that_hangs_takes_no_other_jobs_and_is_not_called_again(
 
     asyncio.run(main())
     assert caplog.text.count("heartbeat_callback takes long") == len(names)
+
+
+def test_a_callback_that_hangs_in_a_transaction_keeps_nobody_from_writing(
+    sqlite_url: str, go: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    configure(database_url=sqlite_url, sqlite_busy_timeout_s=6)
+    database = get_database()
+
+    def write_and_hang(self: MemoryMonitorJob, session: Session) -> None:
+        session.execute(text("UPDATE job SET dag_id = 'half done' WHERE id = :id"), {"id": self.id})
+        self.is_hanging.set()  # type: ignore[attr-defined]
+        go.wait(60)
+        session.execute(text("UPDATE job SET dag_id = 'too late' WHERE id = :id"), {"id": self.id})
+
+    hanging_class = a_class(heartbeat_callback=write_and_hang, is_hanging=threading.Event())
+
+    async def main() -> None:
+        outside = an_outside()
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                job = cleaning()
+                _, end = await watched(runner, outside, job)
+                start(runner, writer := hanging_class(**QUICK))
+                await soon(hanging_class.is_hanging.is_set)  # type: ignore[attr-defined]
+                await asyncio.to_thread(job.request_kill)
+                assert await within(end) is JobState.KILLED
+                go.set()
+                await soon(lambda: "heartbeat_callback failed" in caplog.text)
+                assert row_of(database, writer.id)["dag_id"] is None
+
+    asyncio.run(main())
+    assert "a hook kept a transaction open for 2 s" in caplog.text
+
+
+def test_the_transaction_of_a_hook_that_ends_in_time_is_its_own(sqlite_url: str) -> None:
+    configure(database_url=sqlite_url, sqlite_busy_timeout_s=0.6)
+    database, job_id = get_database(), a_job().store().id
+    over_s = time.monotonic() + 1.0
+    while time.monotonic() < over_s:  # longer than one of them may take
+        with database.session() as session:
+            session.execute(text("UPDATE job SET dag_id = 'done' WHERE id = :id"), {"id": job_id})
+            session.commit()
+    assert row_of(database, job_id)["dag_id"] == "done"
 
 
 def test_a_kill_waits_for_a_hanging_on_kill_as_long_as_its_runner_was_told(
