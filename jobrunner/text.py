@@ -8,8 +8,11 @@ with `flaw_in` where it is given, and refused.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 TEXT_MOST = 65_536
 """The most characters that a message, a reason or any other text of others keeps."""
@@ -22,6 +25,34 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _DEPTH_MOST = 100
 _BITS_MOST = 4_000  # PostgreSQL takes longer numbers, Python refuses to print those over 4,300 digits
 _PART_MOST = 4_000  # characters of one value in a detail that is too large
+_VALUES_MOST = 1_000_000
+_DETAIL_VALUES_MOST = DETAIL_MOST
+"""The most values of a JSON-like value, and of a detail: few objects that hold each other may be billions."""
+
+
+class _Count:
+    """Counts the values that were looked at, of so many at most."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+
+def brief(value: object, most: int) -> str:
+    """Return how a value is shown in a message: as `repr` does, of at most `most` characters.
+
+    What holds a great deal, or itself, is shown in part; others' code may raise anything.
+    """
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = most
+    shown.maxlist = shown.maxtuple = shown.maxdict = shown.maxset = shown.maxfrozenset = 20
+    shown.maxlevel = 3
+    try:
+        text = shown.repr(value)
+    except BaseException:  # noqa: BLE001  # there is always something to be shown
+        text = f"<{type(value).__name__}>"
+    return storable(text, most)
 
 
 def text_of(value: object) -> str:
@@ -57,20 +88,23 @@ def _escaped(found: re.Match[str]) -> str:
 
 def storable_json(value: Any, most: int | None = TEXT_MOST) -> Any:
     """Return a value as JSON that both databases can hold; a text in it has at most `most` characters."""
-    return value if _size(value, most) is not None else _plain(value, most)
+    is_sound = _size(value, most, _Count(_VALUES_MOST)) is not None
+    return value if is_sound else _plain(value, most, _Count(_VALUES_MOST))
 
 
 def storable_detail(value: object) -> dict[str, Any]:
     """Return what a backend gave as a detail, as a bounded JSON object."""
     if not isinstance(value, Mapping):
         value = {"detail": value}
-    size = _size(value, TEXT_MOST)
+    size = _size(value, TEXT_MOST, _Count(_DETAIL_VALUES_MOST))
     if size is not None and size <= DETAIL_MOST and type(value) is dict:
         return value
-    plain: dict[str, Any] = _plain(value, TEXT_MOST)
-    if (_size(plain, None) or 0) <= DETAIL_MOST:
-        return plain
-    return _shortened(plain)
+    plain: dict[str, Any] = _plain(value, TEXT_MOST, _Count(_DETAIL_VALUES_MOST))
+    return plain if _size_of_plain(plain) <= DETAIL_MOST else _shortened(plain)
+
+
+def _size_of_plain(value: Any) -> int:
+    return _size(value, None, _Count(_VALUES_MOST)) or 0
 
 
 def _shortened(detail: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,8 +112,8 @@ def _shortened(detail: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     room = DETAIL_MOST
     for key, value in detail.items():
-        part = value if (_size(value, None) or 0) <= _PART_MOST else storable(value, _PART_MOST)
-        room -= len(key) + (_size(part, None) or 0)
+        part = value if _size_of_plain(value) <= _PART_MOST else storable(value, _PART_MOST)
+        room -= len(key) + _size_of_plain(part)
         if room < 0:
             kept[_ELLIPSIS] = f"{len(detail) - len(kept)} more left out: the detail is too large"
             break
@@ -87,7 +121,7 @@ def _shortened(detail: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _size(value: Any, most: int | None, depth: int = 0) -> int | None:
+def _size(value: Any, most: int | None, count: _Count, depth: int = 0) -> int | None:
     """Return about how long a value is as JSON; None: it is not JSON that can be stored as it is.
 
     It is asked for each look at each job: so it looks at exact types, and leaves all others to `_plain`.
@@ -96,7 +130,7 @@ def _size(value: Any, most: int | None, depth: int = 0) -> int | None:
     if kind is str:
         return len(value) + 2 if value == storable(value, most) else None
     if kind is dict or kind is list:
-        return _size_of_container(value, most, depth) if depth < _DEPTH_MOST else None
+        return _size_of_container(value, most, count, depth) if depth < _DEPTH_MOST else None
     if kind is int:
         return 8 if value.bit_length() <= _BITS_MOST else None
     if kind is float:
@@ -104,10 +138,13 @@ def _size(value: Any, most: int | None, depth: int = 0) -> int | None:
     return 4 if value is None or kind is bool else None
 
 
-def _size_of_container(value: Any, most: int | None, depth: int) -> int | None:
+def _size_of_container(value: Any, most: int | None, count: _Count, depth: int) -> int | None:
+    count.left -= len(value)
+    if count.left < 0:
+        return None
     total = 2
     for each in value.values() if type(value) is dict else value:
-        size = _size(each, most, depth + 1)
+        size = _size(each, most, count, depth + 1)
         if size is None:
             return None
         total += size + 2
@@ -119,7 +156,7 @@ def _size_of_container(value: Any, most: int | None, depth: int) -> int | None:
     return total
 
 
-def _plain(value: Any, most: int | None, depth: int = 0) -> Any:
+def _plain(value: Any, most: int | None, count: _Count, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -128,36 +165,52 @@ def _plain(value: Any, most: int | None, depth: int = 0) -> Any:
         return float(value)
     if isinstance(value, Mapping | list | tuple):
         try:
-            return _plain_container(value, most, depth)
+            return _plain_container(value, most, count, depth)
         except Exception as error:  # noqa: BLE001  # others' containers: there is always something to be shown
             return f"<{type(value).__name__} that cannot be read: {type(error).__name__}>"
     return storable(value, most)
 
 
-def _plain_container(value: Any, most: int | None, depth: int) -> Any:
-    if depth >= _DEPTH_MOST:  # or it holds itself
+def _plain_container(value: Any, most: int | None, count: _Count, depth: int) -> Any:
+    if depth >= _DEPTH_MOST or count.left <= 0:  # or it holds itself
         return _ELLIPSIS
     if isinstance(value, Mapping):
-        return {storable(key, most): _plain(each, most, depth + 1) for key, each in value.items()}
-    return [_plain(each, most, depth + 1) for each in value]
+        return {
+            storable(key, most): _plain(each, most, count, depth + 1)
+            for key, each in _first(value.items(), count)
+        }
+    return [_plain(each, most, count, depth + 1) for each in _first(value, count)]
+
+
+def _first(values: Iterable[_T], count: _Count) -> Iterator[_T]:
+    """Yield as many of the values as may be looked at: there may be no end of them."""
+    for each in values:
+        if count.left <= 0:
+            return
+        count.left -= 1
+        yield each
 
 
 def flaw_in(value: object) -> str | None:
     """Return why a JSON-like value cannot be stored exactly, and where; None: it can."""
-    return next(_flaws(value, "", 0), None)
+    return next(_flaws(value, "", 0, _Count(_VALUES_MOST)), None)
 
 
-def _flaws(value: object, path: str, depth: int) -> Iterator[str]:
+def _flaws(value: object, path: str, depth: int, count: _Count) -> Iterator[str]:
+    count.left -= 1
+    if count.left < 0:
+        yield f"more than {_VALUES_MOST:,} values"
     if isinstance(value, Mapping | list | tuple):
         if depth >= _DEPTH_MOST:
             yield f"more than {_DEPTH_MOST} levels{_at(path)}"
         elif isinstance(value, Mapping):
             for key, each in value.items():
-                yield from _flaws(key, path, depth)
-                yield from _flaws(each, f"{path}.{text_of(key)}" if path else text_of(key), depth + 1)
+                yield from _flaws(key, path, depth, count)
+                inner = f"{path}.{text_of(key)}" if path else text_of(key)
+                yield from _flaws(each, inner, depth + 1, count)
         else:
             for number, each in enumerate(value):
-                yield from _flaws(each, f"{path}[{number}]", depth + 1)
+                yield from _flaws(each, f"{path}[{number}]", depth + 1, count)
         return
     flaw = _flaw_of_text(value) if isinstance(value, str) else _flaw_of_scalar(value)
     if flaw is not None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import JSON, String
 
 from jobrunner import statements
+from jobrunner.backends.checks import shown
 from jobrunner.database import Database
 from jobrunner.errors import SpecError, UsageError
 from jobrunner.sqltypes import StateType, StoredJson, StoredText, UtcDateTime
@@ -69,6 +72,52 @@ def test_an_object_that_holds_itself_or_cannot_be_shown_is_stored_all_the_same()
     endless["self"] = endless
     for value in (endless, {"error": Unprintable()}, [[[endless]]]):
         json.dumps(storable_json(value), allow_nan=False)
+
+
+def holding_twice(levels: int) -> Any:
+    """Return a value of few objects, and 2 to the power of `levels` values."""
+    value: Any = "x"
+    for _ in range(levels):
+        value = {"a": value, "b": value}
+    return value
+
+
+def holding_itself_twice() -> Any:
+    value: dict[str, Any] = {}
+    value["a"] = value["b"] = value
+    return value
+
+
+class Endless(Mapping[str, int]):
+    """A mapping whose keys do not end."""
+
+    def __getitem__(self, key: str) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, count())
+
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [holding_twice(60), holding_itself_twice(), Endless(), [Endless()]],
+    ids=["twice", "itself", "endless", "in"],
+)
+def test_of_a_value_without_an_end_a_part_is_stored(value: Any) -> None:
+    stored = storable_detail(value)
+    assert flaw_in(stored) is None
+    assert 0 < len(json.dumps(stored)) < 10 * DETAIL_MOST
+    assert len(shown(value)) <= 200
+
+
+def test_a_spec_that_is_billions_of_values_is_refused() -> None:
+    with pytest.raises(SpecError, match="more than 1,000,000 values"):
+        MemoryMonitorJob(spec=holding_twice(60))
+    with pytest.raises(SpecError, match="more than 100 levels"):
+        MemoryMonitorJob(spec=holding_itself_twice())
 
 
 def test_all_text_of_the_tables_goes_through_the_door() -> None:

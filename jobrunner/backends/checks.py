@@ -12,7 +12,7 @@ from typing import Any
 from jobrunner.backends.base import Absent, Found, Gone, LogLine, Observation, RemoteError, Unsure
 from jobrunner.errors import BackendDefect, words_of
 from jobrunner.states import Phase
-from jobrunner.text import flaw_in, storable, storable_detail, text_of
+from jobrunner.text import brief, flaw_in, storable, storable_detail, text_of
 
 Answer = Observation | Gone | RemoteError
 Say = Callable[[str], None]
@@ -28,11 +28,7 @@ _NO_REASON = "no reason was given"
 
 def shown(value: object) -> str:
     """Return how a value of others is shown in a message."""
-    try:
-        text = repr(value)
-    except BaseException:  # noqa: BLE001  # others' code: there is always something to be shown
-        text = f"<{type(value).__name__}>"
-    return storable(text, _SHOWN)
+    return brief(value, _SHOWN)
 
 
 def fetched(answers: object, ids: Iterable[str], say: Say) -> dict[str, Answer]:

@@ -57,6 +57,13 @@ NUMBERS = {
 }
 
 
+def check_exact(key: str, value: object) -> None:
+    """Refuse what no database could hold exactly as it is. Raises `SpecError`."""
+    flaw = flaw_in(value)
+    if flaw is not None:
+        raise SpecError(f"The {key} cannot be stored as it is: it holds {flaw}. Remove that, or encode it.")
+
+
 class BaseJob(Base):
     """Something with state and duration, kept as a row with a heartbeat. Abstract: derive from it.
 
@@ -237,11 +244,7 @@ class BaseJob(Base):
 
     @validates("spec", "external_id")
     def _is_exact(self, key: str, value: Any) -> Any:
-        flaw = flaw_in(value)
-        if flaw is not None:
-            raise SpecError(
-                f"The {key} cannot be stored as it is: it holds {flaw}. Remove that, or encode it."
-            )
+        check_exact(key, value)
         return value
 
     def __repr__(self) -> str:

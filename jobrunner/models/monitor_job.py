@@ -8,7 +8,7 @@ from jobrunner import registry
 from jobrunner.backends.base import Backend, Observation
 from jobrunner.clock import SECONDS_MOST, is_duration
 from jobrunner.errors import SpecError, UsageError
-from jobrunner.models.base_job import BaseJob
+from jobrunner.models.base_job import BaseJob, check_exact
 from jobrunner.redaction import find_secret
 from jobrunner.settings import ConnectionSettings, get_settings
 
@@ -45,6 +45,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         resubmit: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_exact("spec", spec)  # first: what holds itself could not be searched
         secret = find_secret(spec)
         if secret is not None:
             raise SpecError(
