@@ -14,7 +14,9 @@ from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.errors import DatabaseError, DatabaseRefused, words_of
 from jobrunner.heartbeat import lost_because
-from jobrunner.judging import interval_of, judged
+from jobrunner.hooks import Hooks
+from jobrunner.judges import Judges
+from jobrunner.judging import judges_at_once, said_of
 from jobrunner.logs import get_logger
 from jobrunner.outcome import is_lost
 from jobrunner.owned import OwnedJob, Shown
@@ -39,9 +41,10 @@ _LOCKED_S = 1.0  # until a row that somebody held locked is tried again
 class Answers:
     """Takes the answers for a runner's jobs, on its event loop."""
 
-    def __init__(self, runner: "Runner") -> None:
+    def __init__(self, runner: "Runner", hooks: Hooks) -> None:
         self._runner = runner
         self._showing = Showing(runner)
+        self._judges = Judges(runner, hooks, self._take)
 
     def on_answer(self, job_id: int, external_id: str, answer: Answer) -> None:
         """Take the answer of one look at a job."""
@@ -67,8 +70,14 @@ class Answers:
                 self._show_unreadable(owned, utcnow(), answer.message)
 
     def _on_seen(self, owned: OwnedJob, observation: Observation) -> None:
-        if owned.job is not None:
-            observation = judged(owned.job, observation)
+        if owned.job is None:
+            self._take(owned, observation)
+        elif judges_at_once(owned.job):
+            self._take(owned, *said_of(owned.job, observation, monotonic_s() - owned.taken_s))
+        else:
+            self._judges.judge(owned, owned.job, observation)
+
+    def _take(self, owned: OwnedJob, observation: Observation, interval_s: float | None = None) -> None:
         owned.was_seen(observation)
         if observation.phase.is_final:
             self._runner.conclude(owned, observation)
@@ -77,10 +86,8 @@ class Answers:
         trouble = owned.cancel_trouble
         self._showing.show(owned, shown if trouble is None else shown.uncancelled(trouble))
         self._runner.cancelling.on_look(owned, shown)
-        if owned.job is not None:
-            interval_s = interval_of(owned.job, monotonic_s() - owned.taken_s)
-            if interval_s is not None:
-                owned.channel.poller.pace(owned.job_id, interval_s)
+        if interval_s is not None:
+            owned.channel.poller.pace(owned.job_id, interval_s)
 
     def on_health(self, channel: Channel, good: bool, _message: str) -> None:
         """Take note that a whole connection became unreadable: then few of its jobs are asked about."""

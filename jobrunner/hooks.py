@@ -28,6 +28,7 @@ _MESSAGES: Mapping[str, str] = MappingProxyType(
     {
         "on_kill": "on_kill takes long: the kill goes on meanwhile",
         "heartbeat_callback": "heartbeat_callback takes long: it is not called again until it returns",
+        "judge": "judge takes long: the job goes on unjudged until it returns",
     }
 )
 

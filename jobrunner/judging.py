@@ -4,6 +4,7 @@ import asyncio
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from jobrunner.backends.base import Observation
 from jobrunner.backends.calls import contained
@@ -17,6 +18,24 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_said: "WeakKeyDictionary[MonitorJob, dict[str, str]]" = WeakKeyDictionary()
+"""How the own code of each job failed last."""
+
+
+def judges_at_once(job: "MonitorJob") -> bool:
+    """Whether both are jobrunner's own, so that they may be called on the event loop."""
+    of_class = (type(job).judge, type(job).look_interval_s)
+    ours = f"{__name__.partition('.')[0]}."
+    return all(str(getattr(each, "__module__", "")).startswith(ours) for each in of_class)
+
+
+def said_of(
+    job: "MonitorJob", observation: Observation, watched_s: float
+) -> tuple[Observation, float | None]:
+    """Return what an observation means for a job, and the seconds until the next look; None: as usual."""
+    judgement = judged(job, observation)
+    return judgement, None if judgement.phase.is_final else interval_of(job, watched_s)
+
 
 def judged(job: "MonitorJob", observation: Observation) -> Observation:
     """Return what an observation means for a job; where its `judge` fails, the row says so.
@@ -28,19 +47,20 @@ def judged(job: "MonitorJob", observation: Observation) -> Observation:
         with contained("judge", CodeError):
             answer: Any = job.judge(observation)
         if not isinstance(answer, Observation):
-            return _unjudged(job, observation, f"it returned {shown(answer)}, not an Observation")
+            return unjudged(job, observation, f"it returned {shown(answer)}, not an Observation")
         with contained("judge's answer", CodeError):
             checked = observed(answer, lambda _flaw: None)
         if isinstance(checked, Observation):
             return checked
-        return _unjudged(job, observation, checked.message)
+        return unjudged(job, observation, checked.message)
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
-        return _unjudged(job, observation, words_of(error))
+        return unjudged(job, observation, words_of(error))
 
 
-def _unjudged(job: "MonitorJob", observation: Observation, why: str) -> Observation:
+def unjudged(job: "MonitorJob", observation: Observation, why: str) -> Observation:
+    """Return what an observation means for a job whose `judge` said nothing about it, and `why` not."""
     trouble = f"judge of {type(job).__name__} failed: {why}"
-    log.error("judge failed", job=job.id, error=why)
+    _say_once("judge failed", job, why)
     said = observation.message or observation.external_state
     if observation.phase is Phase.SUCCEEDED:
         words = f"{trouble}; the work itself had succeeded ({said}), but that was not judged"
@@ -60,5 +80,13 @@ def interval_of(job: "MonitorJob", watched_s: float) -> float | None:
         why = f"it returned {shown(interval_s)}, not a number of seconds above 0"
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
         why = words_of(error)
-    log.error("look_interval_s failed", job=job.id, error=why)
+    _say_once("look_interval_s failed", job, why)
     return None
+
+
+def _say_once(what: str, job: "MonitorJob", why: str) -> None:
+    """Log a failure of a job's own code when it begins to fail in this way, and not at each look."""
+    said = _said.setdefault(job, {})
+    if said.get(what) != why:
+        said[what] = why
+        log.error(what, job=job.id, error=why)

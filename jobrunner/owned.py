@@ -128,6 +128,17 @@ class Cancellation:
     """Why the backend could not be asked, if that was its last answer."""
 
 
+@dataclass(slots=True, eq=False)
+class Judgement:
+    """What is under way to learn what observations mean for a job."""
+
+    latest: tuple[Attempt, Observation] | None = None
+    """The one that is to be judged next: of several, the latest alone."""
+    is_under_way: bool = False
+    call: asyncio.Task[None] | None = None
+    """The call of its `judge`: there is one at a time, though nobody waits for it any more."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class OwnedJob(OwnedRow):
     """One monitor job of this runner. The event loop's thread changes it; the beating thread reads it."""
@@ -148,6 +159,8 @@ class OwnedJob(OwnedRow):
     is_called_back: bool = False
     on_kill: asyncio.Task[None] | None = None
     """The call of its `on_kill`: there is one, whatever happens to the attempts."""
+    judgement: "Judgement | None" = None
+    """Of an observation, where the class has a `judge` of its own and may take its time for it."""
     deadline_s: float = math.inf
     start_timeout: float | None = None
     moment: Due | None = None

@@ -68,7 +68,7 @@ class Runner:
         self._threads = DatabaseThreads(database.settings)
         self._hooks = Hooks()
         self._callbacks_database: Database | None = None
-        self._answers = Answers(self)
+        self._answers = Answers(self, self._hooks)
         self._ends = Ends(self)
         self._crashes = Crashes(self)
         self.cancelling = Cancelling(self, self._hooks, on_kill_s)
