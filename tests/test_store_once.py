@@ -315,6 +315,33 @@ def test_what_the_callers_transaction_rolled_back_is_stored_by_the_next_call(
     assert BaseJob.get(job.id).key == job.key
 
 
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_what_the_callers_transaction_stored_is_run_once_whether_it_was_committed_or_not(
+    database: Database, database_url: str, ran: list[int], is_committed: bool
+) -> None:
+    job = _code(ran)
+    with database.session() as session:
+        job.store(session=session)
+        if is_committed:
+            session.commit()
+    job.run()
+    assert (job.state, len(ran)) == (JobState.SUCCESS, 1)
+    assert plain_sql(database_url, "SELECT id, state FROM job") == [(job.id, "success")]
+
+
+def test_a_job_cannot_be_run_while_the_callers_transaction_is_open(
+    database: Database, ran: list[int]
+) -> None:
+    job = _code(ran)
+    with database.session() as session:
+        job.store(session=session)
+        with pytest.raises(UsageError, match="commit it before the job is run"):
+            job.run()
+        session.commit()
+    job.run()
+    assert len(ran) == 1
+
+
 def test_what_the_callers_transaction_committed_is_one_row_however_often_it_is_stored(
     database: Database, database_url: str
 ) -> None:

@@ -134,7 +134,8 @@ class Start:
         self.owner = owner
         self._job = job
         self._is_wanted = is_wanted
-        self._is_new = not is_stored(job)
+        # What a transaction of the caller's own stored stands only if that was committed.
+        self._is_new = not is_stored(job) or job._unsettled is not None
         self._is_to_be_adoptable = self._is_new and bool(job.adoptable)
         self._is_settled = True
         """Whether nothing of this start is left to be ended or given back."""
@@ -156,6 +157,12 @@ class Start:
         Raises `UsageError` when it is not there to be run, `ClaimLost` when others took it before the
         answer came, and `DatabaseError`.
         """
+        before = self._job._unsettled
+        if before is not None and before.is_undecided:
+            raise UsageError(
+                f"{self._job!r} was stored in a transaction that has not ended: commit it before the job "
+                "is run."
+            )
         if self._is_new:
             self._job._check_before_storing()
         write, look = (
