@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from jobrunner.errors import UsageError
+from jobrunner.errors import UsageError, words_of
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -75,8 +75,10 @@ def load_job_class(name: str) -> Any | None:
         return _load_named(name, JOB_TYPES, "jobrunner.jobs", "job type")
     except UsageError:
         return None
-    except Exception as error:  # noqa: BLE001  # whatever the import of somebody's module raises
-        log.warning("a job type cannot be imported", job_type=name, error=f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # whatever the import of somebody's module raises
+        log.warning("a job type cannot be imported", job_type=name, error=words_of(error))
         return None
 
 

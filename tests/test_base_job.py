@@ -425,6 +425,18 @@ def test_a_row_of_an_unknown_type_is_an_unknown_job(database: Database) -> None:
     assert job.reload().job_type == "of.a.Newer.Version"
 
 
+@pytest.mark.parametrize("raised", [SystemExit(3), GeneratorExit(), ImportError("no such module")], ids=repr)
+def test_a_row_whose_class_cannot_be_imported_is_an_unknown_job(
+    database: Database, monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    class Broken:
+        def load(self) -> None:
+            raise raised
+
+    monkeypatch.setattr("jobrunner.registry.entry_points", lambda **_of: [Broken()])
+    assert plain_type(insert_job(database, job_type="installed.Elsewhere")) is UnknownJob
+
+
 def test_wait_returns_the_state_in_which_it_ended(database: Database) -> None:
     with Run(CodeJob(beat_for_ever, heartrate=0.05)) as run:
         waiting = CodeJob.get(run.job.id)

@@ -23,6 +23,7 @@ from jobrunner.errors import (
 )
 from jobrunner.known_secrets import without_secrets
 from jobrunner.states import JobState
+from jobrunner.text import text_of
 
 DEBUG_VARIABLE = "JOBRUNNER_DEBUG"
 
@@ -106,7 +107,7 @@ def _told(error: BaseException) -> tuple[str, int]:
         place = f": {error.filename}" if error.filename else ""
         return f"the system refused ({error.strerror or error}{place})", ExitCode.FAILED
     hint = f"run it again with {DEBUG_VARIABLE}=1 to see the traceback"
-    return f"unexpected {type(error).__name__}: {error} ({hint})", ExitCode.FAILED
+    return f"unexpected {type(error).__name__}: {text_of(error)} ({hint})", ExitCode.FAILED
 
 
 def _of_click(error: click.ClickException) -> str:

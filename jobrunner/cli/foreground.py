@@ -106,7 +106,7 @@ def run_own_code(run: Callable[[], None], live: Live) -> int:
     except SystemExit:
         live.finish()
         return ExitCode.FAILED
-    except Exception as error:  # his own code's: he has to see where it came from
+    except BaseException as error:  # the job's own code's: its author has to see where it came from
         if live.job_id is None:
             raise
         show_own_traceback(error)

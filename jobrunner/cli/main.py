@@ -41,7 +41,9 @@ class _Main(LazyGroup):
         atexit.register(gc.freeze)
         try:
             code = super().main(args, **extra)
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  # it is told, in one sentence
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001  # it is told, in one sentence
             code = tell(error)
         flush_output()
         sys.exit(code)

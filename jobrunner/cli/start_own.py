@@ -110,14 +110,14 @@ def _refuse(word: str) -> NoReturn:
 @contextmanager
 def imports_of(what: str) -> Iterator[None]:
     """Turn whatever the import of somebody's module raises into one sentence. Raises `UsageError`."""
-    from jobrunner.errors import JobrunnerError, UsageError
+    from jobrunner.errors import JobrunnerError, UsageError, words_of
 
     try:
         yield
-    except JobrunnerError:
+    except (JobrunnerError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # somebody's code may raise anything
+        raise UsageError(f"{what} cannot be imported: {words_of(error)}") from error
 
 
 def find_modules_here() -> None:
@@ -132,7 +132,7 @@ def find_modules_here() -> None:
 
 def _make(path: str, given: dict[str, Any]) -> Any:
     from jobrunner import registry
-    from jobrunner.errors import JobrunnerError, UsageError
+    from jobrunner.errors import JobrunnerError, UsageError, words_of
     from jobrunner.models import BaseJob
 
     find_modules_here()
@@ -142,8 +142,8 @@ def _make(path: str, given: dict[str, Any]) -> Any:
         raise UsageError(f"{path!r} is no class of a job: derive it from jobrunner.models.BaseJob.")
     try:
         return job_class(**given)
-    except JobrunnerError:
+    except (JobrunnerError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # its constructor may raise anything
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "no arguments"
-        raise UsageError(f"{path} cannot be made with {shown}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path} cannot be made with {shown}: {words_of(error)}") from error

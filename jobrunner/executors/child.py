@@ -22,7 +22,7 @@ from jobrunner import registry, statements
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
 from jobrunner.doubt import WriteOnce
-from jobrunner.errors import ClaimLost, DatabaseUnavailable, JobNotFound, JobrunnerError, UsageError
+from jobrunner.errors import ClaimLost, DatabaseUnavailable, JobNotFound, JobrunnerError, UsageError, words_of
 from jobrunner.executors.family import Family
 from jobrunner.logs import get_logger, log_as_lines
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
@@ -96,9 +96,9 @@ def main() -> int:
     database, claim, row = claimed
     try:
         job = _made(row, order.imports)
-    except Exception as error:  # whatever the import of somebody's module raises
+    except BaseException as error:  # whatever the import of somebody's module raises
         log.error("the job cannot be loaded", job=order.job_id, error=error, exc_info=True)
-        why = str(error) if isinstance(error, JobrunnerError) else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, JobrunnerError) else words_of(error)
         grace = database.settings.grace_multiplier
         own = OwnRun(database, claim, row["heartrate"], grace)
         own.end(JobState.FAILED, f"it cannot be loaded here: {why}")

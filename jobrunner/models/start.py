@@ -14,7 +14,14 @@ from jobrunner import identity, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.doubt import WriteOnce
-from jobrunner.errors import ClaimLost, DatabaseError, DatabaseUnavailable, JobrunnerError, UsageError
+from jobrunner.errors import (
+    ClaimLost,
+    DatabaseError,
+    DatabaseUnavailable,
+    JobrunnerError,
+    UsageError,
+    words_of,
+)
 from jobrunner.heartbeat import lost_because
 from jobrunner.logs import get_logger
 from jobrunner.models.rows import is_stored, refresh, values_of
@@ -344,4 +351,4 @@ def _words(why: BaseException) -> str:
         return str(why) or "interrupted from the keyboard"
     if isinstance(why, JobrunnerError):
         return str(why)
-    return f"{type(why).__name__}: {why}".removesuffix(": ")
+    return words_of(why)

@@ -116,6 +116,9 @@ OWN = {
     "a module that exits": ("exits:Job", "SystemExit"),
     "a constructor that exits": ("makes:Exits", "SystemExit"),
     "a constructor that raises": ("makes:Raises", "LookupError: no such table"),
+    "a module that panics": ("panics:Job", "Panic: over"),
+    "a constructor that panics": ("makes:Panics", "GeneratorExit"),
+    "a constructor whose error has no text": ("makes:Mute", "Unspeakable without a text"),
 }
 
 
@@ -133,7 +136,17 @@ def test_a_class_that_cannot_be_had_leaves_no_job(
         "class Raises(BaseJob):\n"
         "    def __init__(self):\n"
         "        raise LookupError('no such table')\n"
+        "class Panics(BaseJob):\n"
+        "    def __init__(self):\n"
+        "        raise GeneratorExit\n"
+        "class Unspeakable(Exception):\n"
+        "    def __str__(self):\n"
+        "        raise ValueError\n"
+        "class Mute(BaseJob):\n"
+        "    def __init__(self):\n"
+        "        raise Unspeakable\n"
     )
+    (jobrunner.directory / "panics.py").write_text("class Panic(BaseException): ...\nraise Panic('over')\n")
     path, words = OWN[mistake]
     assert jobrunner("start", path, *detach).is_refused(words)
     assert jobrunner("list", "--json").json == []
@@ -143,3 +156,18 @@ def test_a_worker_whose_module_breaks_leaves_no_row(jobrunner: CommandLine) -> N
     Path(jobrunner.directory, "broken_module.py").write_text("def\n")
     assert jobrunner("worker", "--import", "broken_module").is_refused("broken_module", "SyntaxError")
     assert jobrunner("list", "--json").json == []
+
+
+def test_own_code_that_panics_is_failed_and_only_its_own_frames_are_shown(jobrunner: CommandLine) -> None:
+    Path(jobrunner.directory, "panics.py").write_text(
+        "from jobrunner.models import BaseJob\n"
+        "class Panic(BaseException): ...\n"
+        "class Job(BaseJob):\n"
+        "    def _execute(self):\n"
+        "        raise Panic('over')\n"
+    )
+    answer = jobrunner("start", "panics:Job")
+    assert answer.code == 1
+    assert "job 1 failed after" in answer.words
+    assert "raise Panic('over')" in answer.words
+    assert "jobrunner/cli" not in answer.words
