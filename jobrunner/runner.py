@@ -25,6 +25,7 @@ from jobrunner.errors import ClaimLost, DatabaseError, SettingsError
 from jobrunner.heartbeat import warn_of_skew
 from jobrunner.hooks import Hooks
 from jobrunner.logs import get_logger
+from jobrunner.loop_watch import LoopWatch
 from jobrunner.models.own_run import call_back, has_callback, has_on_kill
 from jobrunner.outcome import Verdict
 from jobrunner.owned import START_TIMEOUT, Cancellation, OwnedJob, OwnedRow, OwnProcess, Shown
@@ -82,6 +83,7 @@ class Runner:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._loop_watch = LoopWatch()
         self.beats.start()
         with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
             await asyncio.to_thread(warn_of_skew, self.database, self.database.settings.heartrate)
@@ -91,6 +93,7 @@ class Runner:
     async def __aexit__(self, *_error: object) -> None:
         await self.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        self._loop_watch.stop()
         await asyncio.to_thread(self.beats.stop)
         await asyncio.to_thread(self._threads.close)
         await self._hooks.close()

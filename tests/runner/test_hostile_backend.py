@@ -2,21 +2,23 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from jobrunner import unexpected
 from jobrunner.backends import calls
-from jobrunner.backends.base import Patience
+from jobrunner.backends.base import Gone, Observation, Patience, RemoteError
 from jobrunner.backends.guarded import GuardedBackend
 from jobrunner.database import Database
 from jobrunner.errors import BackendDefect
 from jobrunner.runner import Runner
 from jobrunner.states import JobState, Phase
-from jobrunner.testing import HostileBackend, MemoryMonitorJob, Misbehaviour, Plan, use_backend
-from tests.helpers import row_of
+from jobrunner.testing import HostileBackend, MemoryBackend, MemoryMonitorJob, Misbehaviour, Plan, use_backend
+from tests.helpers import row_of, until
 from tests.runner.support import a_job, a_runner, in_loop, soon, start, within
 
 QUICK = Patience(call_s=0.4, appear_s=5.0, vanish_s=5.0)
@@ -212,3 +214,42 @@ async def test_a_poller_that_crashes_is_started_again(
             outside.advance(external_id, Phase.SUCCEEDED)
             assert await within(end) is JobState.SUCCESS
             assert unexpected.count() == before + 1
+
+
+class Blocking(MemoryBackend):
+    """Its `fetch` blocks the event loop until the test is over."""
+
+    def __init__(self, go: threading.Event) -> None:
+        super().__init__(plan=Plan())
+        self._go = go
+
+    async def fetch(self, ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
+        self._go.wait(30)  # what it should have awaited
+        return await super().fetch(ids)
+
+
+def test_a_backend_that_blocks_the_event_loop_is_named(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("jobrunner.loop_watch._EVERY_S", 0.05)
+    monkeypatch.setattr("jobrunner.loop_watch._HANGS_S", 1.0)
+    go = threading.Event()
+
+    def let_go() -> None:
+        with contextlib.suppress(AssertionError):
+            until(lambda: "fetch (test_hostile_backend.py" in caplog.text)
+        go.set()
+
+    async def main() -> None:
+        with use_backend(Blocking(go)):
+            async with a_runner(sqlite_database) as runner:
+                end = start(runner, job := a_job())
+                await asyncio.to_thread(until, lambda: "the event loop goes on" in caplog.text)
+                await asyncio.to_thread(job.request_kill)
+                assert await within(end) is JobState.KILLED
+
+    with caplog.at_level(logging.WARNING):
+        threading.Thread(target=let_go, daemon=True).start()
+        asyncio.run(main())
+    assert "where=wait (threading.py" in caplog.text
+    assert "called by fetch (test_hostile_backend.py" in caplog.text
