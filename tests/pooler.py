@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import psycopg
 import pytest
@@ -19,34 +20,39 @@ from tests.proxy import TcpProxy
 IGNORES_OPTIONS = "ignore_startup_parameters = options"
 
 
+def find_pgbouncer() -> str | None:
+    """Return the path of PgBouncer; None where it is not installed."""
+    known = os.environ.get("PGBOUNCER", "pgbouncer"), "/usr/sbin/pgbouncer"
+    return next((path for path in map(shutil.which, known) if path), None)
+
+
 def pgbouncer_program() -> str:
     """Return the path of PgBouncer; the test is skipped where it is not installed."""
-    known = os.environ.get("PGBOUNCER", "pgbouncer"), "/usr/sbin/pgbouncer"
-    found = next((path for path in map(shutil.which, known) if path), None)
+    found = find_pgbouncer()
     if found is None:
         pytest.skip("PgBouncer is not installed: `apt-get install pgbouncer`")
     return found
 
 
-@contextmanager
-def pgbouncer(postgres_socket_dir: str, *lines: str, pool_mode: str = "transaction") -> Iterator[int]:
-    """Run a PgBouncer with two server connections a database, and yield its port."""
-    program = pgbouncer_program()
-    with tempfile.TemporaryDirectory(prefix="pgbouncer") as name, TcpProxy(postgres_socket_dir) as server:
-        directory = Path(name)
+class PgBouncer:
+    """A PgBouncer before the PostgreSQL on `server_port`; it can be killed and started at the same port."""
+
+    def __init__(self, program: str, server_port: int, *lines: str, pool_mode: str = "transaction") -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="pgbouncer")
+        directory = Path(self._directory.name)
         directory.chmod(0o777)
         with socket.create_server(("127.0.0.1", 0)) as free:
-            port = int(free.getsockname()[1])
+            self.port = int(free.getsockname()[1])
         users, config = directory / "users.txt", directory / "pgbouncer.ini"
         users.write_text('"postgres" ""\n')
         config.write_text(
             "\n".join(
                 [
                     "[databases]",
-                    f"* = host=127.0.0.1 port={server.port}",
+                    f"* = host=127.0.0.1 port={server_port}",
                     "[pgbouncer]",
                     "listen_addr = 127.0.0.1",
-                    f"listen_port = {port}",
+                    f"listen_port = {self.port}",
                     "unix_socket_dir =",
                     "auth_type = trust",
                     f"auth_file = {users}",
@@ -58,15 +64,42 @@ def pgbouncer(postgres_socket_dir: str, *lines: str, pool_mode: str = "transacti
             )
         )
         as_other = ["-u", "nobody"] if os.geteuid() == 0 else []
-        process = subprocess.Popen(
-            [program, *as_other, str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            until(lambda: _answers(port))
-            yield port
-        finally:
-            process.kill()
-            process.wait()
+        self._command = [program, *as_other, str(config)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it; returns when it listens."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: _answers(self.port))
+
+    def kill(self) -> None:
+        """End it at once, with every connection through it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        """End it, and leave nothing behind."""
+        self.kill()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+@contextmanager
+def pgbouncer(postgres_socket_dir: str, *lines: str, pool_mode: str = "transaction") -> Iterator[int]:
+    """Run a PgBouncer with two server connections a database, and yield its port."""
+    program = pgbouncer_program()
+    with (
+        TcpProxy(postgres_socket_dir) as server,
+        PgBouncer(program, server.port, *lines, pool_mode=pool_mode) as pooler,
+    ):
+        yield pooler.port
 
 
 def seen_by_others(port: int, database: str, query: str, times: int = 10) -> set[object]:

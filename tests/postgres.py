@@ -27,6 +27,7 @@ class Postgres:
         self._server.start()
         self.socket_dir = str(self._server.get_postmaster_info().socket_dir)
         self._numbers = itertools.count()
+        self.is_read_only = False
 
     def url(self, name: str, socket_dir: str | None = None) -> str:
         return f"postgresql://postgres@/{name}?host={socket_dir or self.socket_dir}"
@@ -70,6 +71,24 @@ class Postgres:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             cursor = connection.execute(statement.encode(), values)
             return cursor.fetchall() if cursor.description else []
+
+    def demote(self) -> None:
+        """Let it take no writes any more, as a primary that was demoted: its sessions stay as they are."""
+        self._set_read_only("SET default_transaction_read_only = on", "on")
+        self.is_read_only = True
+
+    def promote(self) -> None:
+        """Let it take writes again."""
+        self._set_read_only("RESET default_transaction_read_only", "off")
+        self.is_read_only = False
+
+    def _set_read_only(self, change: str, expected: str) -> None:
+        self.admin(f"ALTER SYSTEM {change}")
+        self.admin("SELECT pg_reload_conf()")
+        end_s = time.monotonic() + 20
+        while self.admin("SHOW default_transaction_read_only") != [(expected,)]:  # it is reloaded soon after
+            assert time.monotonic() < end_s, f"default_transaction_read_only did not become {expected}"
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Take the server away, with every connection to it."""

@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=minutes_of, default=10.0, help="of storm, all in all (default: 10)")
     parser.add_argument("--seed", type=int, default=None, help="of what is done when (default: a new one)")
     parser.add_argument("--jobs-per-second", type=rate_of, default=2.0, help="(default: 2)")
+    parser.add_argument("--burst", type=count_of, default=500, help="jobs of one burst (default: 500)")
     parser.add_argument("--database", choices=["postgresql", "sqlite", "both"], default="both")
     parser.add_argument("--keep", action="store_true", help="leave the directory with all that was said")
     asked = parser.parse_args()
@@ -30,6 +31,7 @@ def main() -> int:
             keep=asked.keep,
             seed=seed,
             jobs_per_s=asked.jobs_per_second,
+            burst=asked.burst,
         )
         say(report(database, verdict, faults))
         is_wrong |= bool(verdict.wrongs)
@@ -47,6 +49,13 @@ def minutes_of(text: str) -> float:
     if not 0.5 <= minutes <= 24 * 60:
         raise argparse.ArgumentTypeError(f"{text} is not between half a minute and a day")
     return minutes
+
+
+def count_of(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 20_000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 20000")
+    return count
 
 
 def rate_of(text: str) -> float:

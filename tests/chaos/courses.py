@@ -20,11 +20,16 @@ from tests.postgres import Postgres
 _DEATHS = ("kill_a_worker", "kill_a_dask_worker")
 _PROCESSES = (
     *(*_DEATHS, "kill_a_worker", "kill_the_scheduler", "stop_a_worker", "kill_code"),
-    *("pause_past_the_grace", "pause_for_a_moment", "wish_a_kill", "wish_a_kill"),
+    *("pause_past_the_grace", "pause_for_a_moment"),
 )
-_CONNECTIONS = ("cut_connections", "leave_connections_half_open", "wish_a_kill")
-_STORMS = ("storm", "storm", "wish_a_kill")
+_KILLS = ("wish_a_kill", "kill_for_an_odd_reason")
+_CONNECTIONS = ("cut_connections", "leave_connections_half_open", "kill_the_pooler")
+_STORMS = ("storm", "storm")
 _DATABASE = ("restart_the_database",)
+_DEMOTIONS = ("turn_sessions_read_only", "leave_a_worker_on_an_old_primary")
+_NAMES = ("let_names_hang", "let_names_fail")
+_CODE = ("let_code_of_others_go_wrong",)
+_BURSTS = ("burst",)
 _DISK = ("fill_the_disk",)
 _SETTLE_S = 240.0
 
@@ -32,17 +37,24 @@ _SETTLE_S = 240.0
 def on_postgres(seconds: float) -> list[Phase]:
     """Return the phases on PostgreSQL, so many seconds in all."""
     return [
-        Phase("calm", 0.05 * seconds, (), (1, 1)),
-        Phase("workers die, one at a time", 0.15 * seconds, _DEATHS, (12.0, 15.0)),
-        Phase("processes die, stop and go on", 0.17 * seconds, _PROCESSES, (2.0, 8.0)),
-        Phase("PostgreSQL is restarted every few seconds", 0.22 * seconds, _DATABASE, (2.0, 6.0)),
-        Phase("connections are cut and half open", 0.10 * seconds, _CONNECTIONS, (1.0, 5.0)),
-        Phase("the servers refuse, break off and hang", 0.10 * seconds, _STORMS, (1.0, 4.0)),
+        Phase("calm", 0.03 * seconds, (), (1, 1)),
+        Phase("workers die, one at a time", 0.08 * seconds, _DEATHS, (12.0, 15.0)),
+        Phase("processes die, stop and go on", 0.10 * seconds, (*_PROCESSES, *_KILLS), (1.0, 5.0)),
+        Phase("PostgreSQL is restarted every few seconds", 0.12 * seconds, _DATABASE, (2.0, 6.0)),
+        Phase("the primary is demoted", 0.08 * seconds, (*_DEMOTIONS, *_KILLS), (1.0, 4.0)),
+        Phase("connections are cut and half open", 0.08 * seconds, (*_CONNECTIONS, *_KILLS), (0.7, 3.0)),
+        Phase("names resolve slowly", 0.07 * seconds, (*_NAMES, "cut_connections", *_KILLS), (0.7, 3.0)),
+        Phase("the servers refuse, break off and hang", 0.07 * seconds, (*_STORMS, *_KILLS), (0.7, 3.0)),
+        Phase("others' code is wrong", 0.07 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.7, 3.0)),
+        Phase("bursts", 0.06 * seconds, (*_BURSTS, *_KILLS), (1.0, 4.0)),
         Phase(
             "all of it at once",
-            0.21 * seconds,
-            (*_PROCESSES, *_DATABASE, *_CONNECTIONS, *_STORMS),
-            (0.5, 3.0),
+            0.24 * seconds,
+            (
+                *(*_PROCESSES, *_KILLS, *_DATABASE, *_DEMOTIONS, *_CONNECTIONS, *_NAMES),
+                *(*_STORMS, *_CODE, *_BURSTS),
+            ),
+            (0.4, 1.6),
         ),
     ]
 
@@ -52,16 +64,28 @@ def on_sqlite(seconds: float, *, has_small_disk: bool) -> list[Phase]:
     processes = ("kill_a_worker", "stop_a_worker", "pause_past_the_grace", "pause_for_a_moment", "kill_code")
     disk = _DISK if has_small_disk else ()
     return [
-        Phase("calm", 0.1 * seconds, (), (1, 1)),
-        Phase("the disk is full", 0.3 * seconds, (*disk, "wish_a_kill"), (1.0, 4.0)),
-        Phase("all of it at once", 0.6 * seconds, (*processes, *disk, *_STORMS), (0.5, 3.0)),
+        Phase("calm", 0.05 * seconds, (), (1, 1)),
+        Phase("the disk is full", 0.15 * seconds, (*disk, *_KILLS), (0.7, 3.0)),
+        Phase("names resolve slowly", 0.08 * seconds, (*_NAMES, *_KILLS), (0.7, 3.0)),
+        Phase("others' code is wrong", 0.10 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.7, 3.0)),
+        Phase("bursts", 0.10 * seconds, (*_BURSTS, *_KILLS), (1.0, 4.0)),
+        Phase(
+            "all of it at once",
+            0.52 * seconds,
+            (*processes, *_KILLS, *disk, *_NAMES, *_STORMS, *_CODE, *_BURSTS),
+            (0.4, 1.6),
+        ),
     ]
 
 
 def the_short_form_of(phases: Sequence[Phase]) -> list[Phase]:
-    """Return the last phase alone, after a moment of calm, in the time of all of them."""
+    """Return the last phase alone, after a moment of calm, in the time of all of them: each fault comes."""
     seconds = sum(phase.seconds for phase in phases)
-    return [replace(phases[0], seconds=0.2 * seconds), replace(phases[-1], seconds=0.8 * seconds)]
+    faults = tuple(dict.fromkeys(phases[-1].faults))
+    return [
+        replace(phases[0], seconds=0.1 * seconds),
+        replace(phases[-1], seconds=0.9 * seconds, faults=faults),
+    ]
 
 
 def blow(
@@ -83,6 +107,8 @@ def blow(
             say(f"{database}: {directory}")
         if storm.small_disk is None and database == "sqlite":
             say("no small disk can be mounted here (that needs root): it is never full")
+        if not storm.has_pooler and database == "postgresql":
+            say("PgBouncer is not installed: none is in between")
         storm.run(the_short_form_of(phases) if is_short else phases, say)
         say("calm again: every job comes to its end")
         storm.settle(_SETTLE_S)

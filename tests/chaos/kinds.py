@@ -3,20 +3,24 @@
 A worker learns of them by `--import tests.chaos.kinds`.
 """
 
+import math
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from jobrunner import AirbyteMonitorJob, ArmadaMonitorJob, BaseJob, BatchMonitorJob, submission
 from jobrunner.backends.airbyte import AirbyteBackend, AirbyteConnection
 from jobrunner.backends.armada import ArmadaBackend, ArmadaConnection
-from jobrunner.backends.base import Backend, Patience
+from jobrunner.backends.base import Backend, Observation, Patience
 from jobrunner.backends.batch import BatchBackend, BatchConnection
 from jobrunner.settings import ConnectionSettings
+from tests.chaos.hostile import AS_PLANNED, HostileBatchBackend, goes_wrong, raise_anything, raise_or_hang
+from tests.chaos.odd_text import any_of_it
 
-AS_PLANNED = "it fails, as was planned"
-"""What code that is to fail raises."""
 SEND_WITHIN_S = 2.0
 SIGNATURE_LIFETIME_S = 3.0
 _LISTING_LAG_S = 0.5
@@ -42,6 +46,41 @@ class ChaosBatchJob(BatchMonitorJob, job_type="ChaosBatchJob"):
         )
         backend.patience = _PATIENCE
         return backend
+
+
+class ChaosHostileJob(ChaosBatchJob, job_type="ChaosHostileJob"):
+    """A job of AWS Batch whose backend and hooks go wrong at times."""
+
+    @classmethod
+    def make_backend(cls, connection: ConnectionSettings) -> Backend:
+        backend = HostileBatchBackend(
+            BatchConnection.of(connection), absent_after_s=_ABSENT_AFTER_S, checks_signatures=True
+        )
+        backend.patience = _PATIENCE
+        return backend
+
+    def judge(self, observation: Observation) -> Observation:
+        # A success that was not judged is a failure: few are enough.
+        if goes_wrong(0.05 if observation.phase.is_final else 0.5):
+            if random.random() < 0.5:
+                raise_anything()
+            return random.choice([None, 7, "fine"])  # type: ignore[return-value]  # on purpose
+        return observation
+
+    def look_interval_s(self, watched_s: float) -> float | None:
+        if goes_wrong():
+            if random.random() < 0.5:
+                raise_anything()
+            return random.choice([math.nan, -1.0, math.inf, "soon"])  # type: ignore[return-value]  # on purpose
+        return super().look_interval_s(watched_s)
+
+    def heartbeat_callback(self, session: Session | None = None) -> None:
+        if goes_wrong():
+            raise_or_hang(8.0)
+
+    def on_kill(self) -> None:
+        if goes_wrong():
+            raise_or_hang(4.0)
 
 
 class ChaosArmadaJob(ArmadaMonitorJob, job_type="ChaosArmadaJob"):
@@ -85,7 +124,11 @@ class _Code(BaseJob, abstract=True):
             self.heartbeat(only_if_necessary=True)
         self._note("end")
         if not self.succeeds:
-            raise ValueError(AS_PLANNED)
+            raise ValueError(f"{AS_PLANNED}: {any_of_it(random.Random())}")
+
+    def on_kill(self) -> None:
+        if goes_wrong():
+            raise_anything()
 
     def _note(self, words: str) -> None:
         with Path(self.notes).open("a") as file:

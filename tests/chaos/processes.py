@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.pooler import PgBouncer
 from tests.proxy import TcpProxy
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,8 @@ class Place:
     directory: Path
     proxy: TcpProxy | None = None
     """Between it and the database."""
+    pooler: PgBouncer | None = None
+    """Between it and the proxy."""
     kind: str = "worker"
     """worker, Dask worker or scheduler"""
     process: subprocess.Popen[bytes] | None = None
@@ -151,13 +154,19 @@ class Processes:
                     each.kill()
 
 
-def a_worker(name: str, directory: Path, environment: Mapping[str, str], proxy: TcpProxy | None) -> Place:
+def a_worker(
+    name: str,
+    directory: Path,
+    environment: Mapping[str, str],
+    proxy: TcpProxy | None,
+    pooler: PgBouncer | None,
+) -> Place:
     """Return a place for `jobrunner worker`."""
     command = (
         *("jobrunner.cli.main", "worker", "--import", "tests.chaos.kinds", "--name", name),
         *("--processes", "2", "--drain-timeout", "5s"),
     )
-    return Place(name, command, environment, directory, proxy)
+    return Place(name, command, environment, directory, proxy, pooler)
 
 
 def a_cluster(
@@ -182,7 +191,7 @@ def a_cluster(
         Place("scheduler", scheduler, {}, directory, kind="scheduler"),
         Place("dask", spreading, environments[0], directory, proxies[0]),
         *(
-            Place(f"dask{number}", each, environment, directory, proxy, "Dask worker")
+            Place(f"dask{number}", each, environment, directory, proxy, kind="Dask worker")
             for number, (environment, proxy) in enumerate(zip(environments[1:], proxies[1:], strict=True), 1)
         ),
     ]

@@ -16,13 +16,18 @@ from sqlalchemy import make_url
 
 from jobrunner.errors import DatabaseError
 from jobrunner.settings import configure
-from tests.chaos import history
-from tests.chaos.faults import AWAY, HEARTRATE_S, Chaos, Faults
-from tests.chaos.kinds import AS_PLANNED
-from tests.chaos.outside import Outside, Plan, outside
+from tests.chaos import demotion, history, slow_names
+from tests.chaos.bursts import Bursts
+from tests.chaos.faults import AWAY, HEARTRATE_S, Faults
+from tests.chaos.hostile import AS_PLANNED
+from tests.chaos.outside import Outside
 from tests.chaos.processes import NO_DATABASE, ROOT, Place, Processes, a_cluster, a_worker
+from tests.chaos.sides import by_name, outside
+from tests.chaos.strikes import Chaos
+from tests.chaos.switches import Switches
 from tests.chaos.verdict import Verdict, judge, read_rows
 from tests.helpers import plain_sql
+from tests.pooler import IGNORES_OPTIONS, PgBouncer, find_pgbouncer
 from tests.postgres import Postgres
 from tests.proxy import TcpProxy
 
@@ -30,6 +35,12 @@ _STALL_S = 1.0
 _LOOK_S = 0.1
 _STARTS_WITHIN_S = 10.0
 _SAY = Callable[[str], object]
+_POOLER = (
+    IGNORES_OPTIONS,
+    "default_pool_size = 5",
+    "server_login_retry = 0.5",  # else it keeps away from a server for 15 s after one failure
+)
+_ODD_PATH = "é %41 #1 'x'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +67,16 @@ class Storm:
         small_disk: Path | None = None,
         workers: int = 2,
         dask_workers: int = 2,
+        burst: int = 500,
     ) -> None:
         self.url = url
         self.faults = Faults()
         self._directory = directory / "here"
         self._directory.mkdir()
         self._rng = random.Random(seed)
+        self._rng_of_jobs = random.Random(seed + 2)
+        self._seed = seed
+        self._burst = burst
         self._jobs_per_s = jobs_per_s
         self._postgres = postgres
         self._workers, self._dask_workers = workers, dask_workers
@@ -69,21 +84,41 @@ class Storm:
         self.processes = Processes(self._directory, random.Random(seed + 1), self._on_end)
         self.small_disk = small_disk
         self._is_storing = False
+        self.has_pooler = postgres is not None and find_pgbouncer() is not None
         self._is_over = threading.Event()
         self._broken: list[BaseException] = []
 
     def __enter__(self) -> Self:
         self._stack.__enter__()
-        self.outside: Outside = outside(self._stack, self._directory / "notes")
-        configure(database_url=self.url, heartrate=HEARTRATE_S, data_dir=self._directory / "data")
+        self._notes = self._directory / f"notes {_ODD_PATH}"
+        self.outside: Outside = outside(self._stack, self._notes, self._seed + 3)
+        self._data = self._directory / f"data {_ODD_PATH}"
+        configure(database_url=self.url, heartrate=HEARTRATE_S, data_dir=self._data)
         history.install(self.url)
-        self.chaos = Chaos(self.faults, self.processes, self.outside, self.url, self._rng)
-        self.chaos.postgres, self.chaos.small_disk = self._postgres, self.small_disk
+        if self._postgres is not None:
+            demotion.install(self.url)
+        self._switches = Switches(self._directory / "switches")
+        self._site = slow_names.prepare(self._directory / "site")
+        rng_of_bursts = random.Random(self._seed + 4)
+        self._bursts = Bursts(self.outside, self.url, rng_of_bursts, self._burst, self._is_over)
+        self.chaos = Chaos(
+            self.faults,
+            self.processes,
+            self.outside,
+            self._bursts,
+            self._switches,
+            self.url,
+            self._rng,
+            self._postgres,
+            self.small_disk,
+        )
         self._stack.callback(self.processes.kill)
         for number in range(self._workers):
             proxy = self._proxy()
-            place = a_worker(f"worker{number}", self._directory, self._environment(proxy), proxy)
-            self.processes.add(place)
+            is_last = number == self._workers - 1
+            pooler = self._pooler(proxy) if proxy is not None and is_last else None
+            environment = self._environment(proxy, pooler)
+            self.processes.add(a_worker(f"worker{number}", self._directory, environment, proxy, pooler))
         if self._dask_workers:
             proxies = [self._proxy() for _ in range(1 + self._dask_workers)]
             environments = [self._environment(proxy) for proxy in proxies]
@@ -100,20 +135,35 @@ class Storm:
             return None
         return self._stack.enter_context(TcpProxy(self._postgres.socket_dir))
 
-    def _environment(self, proxy: TcpProxy | None) -> dict[str, str]:
+    def _pooler(self, proxy: TcpProxy) -> PgBouncer | None:
+        program = find_pgbouncer()
+        if program is None:
+            return None
+        return self._stack.enter_context(PgBouncer(program, proxy.port, *_POOLER))
+
+    def _environment(self, proxy: TcpProxy | None, pooler: PgBouncer | None = None) -> dict[str, str]:
         """Return what a worker needs to know; its deadlines are short, so that it soon sees what is gone."""
-        database = make_url(self.url).database or ""
         return {
             **self.outside.environment(),
-            "PYTHONPATH": str(ROOT),
-            "JOBRUNNER_DATABASE_URL": self.url if proxy is None else proxy.url(database),
-            "JOBRUNNER_DATA_DIR": str(self._directory / "data"),
+            **self._switches.environment(),
+            "PYTHONPATH": f"{self._site}{os.pathsep}{ROOT}",
+            "JOBRUNNER_DATABASE_URL": self._url_by(proxy, pooler),
+            "JOBRUNNER_DATA_DIR": str(self._data),
             "JOBRUNNER_HEARTRATE": str(HEARTRATE_S),
             "JOBRUNNER_CONNECT_TIMEOUT_S": "3",
             "JOBRUNNER_STATEMENT_TIMEOUT_S": "3",
             "JOBRUNNER_LOCK_TIMEOUT_S": "2",
             "JOBRUNNER_CALL_TIMEOUT_S": "4",
         }
+
+    def _url_by(self, proxy: TcpProxy | None, pooler: PgBouncer | None) -> str:
+        """Return the URL of the database, on PostgreSQL by the name of this machine."""
+        if proxy is None:
+            return self.url
+        database = make_url(self.url).database or ""
+        if pooler is None:
+            return by_name(proxy.url(database))
+        return f"postgresql://postgres@localhost:{pooler.port}/{database}"
 
     def _on_end(self, place: Place) -> None:
         self.faults.note(f"the end of {place.name}", pids=frozenset({place.pid}), is_consequence=True)
@@ -134,7 +184,7 @@ class Storm:
     def _threads(self) -> Iterator[None]:
         threads = [
             threading.Thread(target=self._until_over, args=(do,), name=f"chaos {do.__name__}")
-            for do in (self._move, self._store, self._watch_the_machine)
+            for do in (self._move, self._store, self._bursts.step, self._watch_the_machine)
         ]
         for thread in threads:
             thread.start()
@@ -160,20 +210,16 @@ class Storm:
     def _store(self) -> float:
         if not self._is_storing:
             return _LOOK_S
-        plan = self.outside.plan(self._rng)
-        job = self.outside.job(plan)
+        plan = self.outside.plan(self._rng_of_jobs)
+        job = self.outside.job(plan, self._rng_of_jobs)
         while not self._is_over.is_set():
             try:
-                if not self._is_there(plan):  # the answer alone may have been lost
-                    job.store()
-                plan.is_stored = True
+                job.store()  # again, where the answer alone was lost: the job is stored once
+                plan.job = job
                 break
-            except (DatabaseError, *AWAY):
+            except DatabaseError:
                 self._is_over.wait(0.2)
-        return self._rng.expovariate(self._jobs_per_s)
-
-    def _is_there(self, plan: Plan) -> bool:
-        return bool(plain_sql(self.url, f"SELECT id FROM job WHERE name = '{plan.name}'"))
+        return self._rng_of_jobs.expovariate(self._jobs_per_s)
 
     def _watch_the_machine(self) -> float:
         """Note when this very process got no time to run: then the others got none either."""
@@ -202,10 +248,12 @@ class Storm:
     def _through(self, phase: Phase) -> None:
         end_s = time.monotonic() + phase.seconds
         next_s = time.monotonic()
+        deck: list[str] = []  # each has its turn before any comes again
         while time.monotonic() < end_s:
             self._look()
             if phase.faults and time.monotonic() >= next_s:
-                getattr(self.chaos, self._rng.choice(phase.faults))()
+                deck = deck or self._rng.sample(phase.faults, len(phase.faults))
+                getattr(self.chaos, deck.pop())()
                 next_s = time.monotonic() + self._rng.uniform(*phase.every_s)
             time.sleep(_LOOK_S / 2)
 
@@ -233,10 +281,10 @@ class Storm:
 
     def verdict(self) -> Verdict:
         """Stop the workers, and judge."""
-        left = _left_behind(str(self._directory / "notes"))
+        left = _left_behind(str(self._notes))
         self.processes.stop()
         self._is_over.set()
-        self.outside.move()
+        self.outside.move(looks_again=True)
         verdict = judge(self.outside, read_rows(self.url), history.read(self.url), self.faults)
         verdict.wrong_outcomes += left + self.processes.odd_ends + self._traces()
         return verdict

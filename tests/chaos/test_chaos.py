@@ -26,6 +26,7 @@ def test_nothing_is_lost_or_done_twice_or_declared_dead_while_it_lives(database:
         jobs_per_s=2.0,
         workers=workers,
         dask_workers=1,
+        burst=60,
     )
     figures = report(f"{database}, seed {seed}", verdict, faults)
     assert not verdict.wrongs, figures

@@ -3,15 +3,16 @@
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.chaos.faults import GRACE_S, Fault, Faults
 from tests.chaos.history import Change, History
-from tests.chaos.outside import FAILED, OPEN, SUCCESS, Outside, Plan, Work
+from tests.chaos.outside import FAILED, OPEN, SUCCESS, Outside, Plan, Work, key_of
 from tests.helpers import plain_connection
 
 _CODE = frozenset({"code", "again"})
 _IN_DOUBT = "is listed for the Airbyte connection"  # what a row says that a person must settle
+_UNJUDGED = "the work itself had succeeded"  # what a row says whose `judge` went wrong at its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Verdict:
     states: Counter[str] = field(default_factory=Counter)
     adoptions: int = 0
     in_doubt: int = 0
+    unjudged: int = 0
     false_deaths: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -63,30 +65,38 @@ class Verdict:
         ]
 
 
-def read_rows(url: str) -> dict[str, Row]:
-    """Return how each job stands, by its name."""
+def read_rows(url: str) -> dict[str, list[Row]]:
+    """Return how each job stands, by the name of its plan: one row each, if all is well."""
     query = (
         "SELECT name, state, message, kill_requested_at IS NOT NULL FROM job WHERE job_type != 'WorkerJob'"
     )
+    found: dict[str, list[Row]] = defaultdict(list)
     with contextlib.closing(plain_connection(url)) as connection:
-        rows = connection.execute(query).fetchall()
-    return {name: Row(state, message or "", bool(is_flagged)) for name, state, message, is_flagged in rows}
+        for name, state, message, is_flagged in connection.execute(query).fetchall():
+            found[key_of(name)].append(Row(state, message or "", bool(is_flagged)))
+    return found
 
 
-def judge(outside: Outside, rows: dict[str, Row], history: History, faults: Faults) -> Verdict:
+def judge(outside: Outside, rows: dict[str, list[Row]], history: History, faults: Faults) -> Verdict:
     """Compare what the rows say with what happened."""
     verdict = Verdict()
     changes: dict[str, list[Change]] = defaultdict(list)
     for change in history.changes:
-        changes[change.name].append(change)
+        changes[key_of(change.name)].append(change)
     for plan in outside.plans.values():
-        if plan.is_stored:
-            row, works = rows.get(plan.name, _GONE), outside.works_of(plan.name)
-            verdict.jobs[plan.kind] += 1
-            verdict.states[row.state] += 1
-            excused = _was_struck(changes[plan.name], history, faults)
-            _judge_outcome(verdict, plan, row, works, is_struck=excused)
-            _note_end(verdict, changes[plan.name], works, faults)
+        if not plan.is_stored:
+            continue
+        row, *more = rows.get(plan.name) or [_GONE]
+        works = outside.works_of(plan.name)
+        if more:
+            verdict.doubled.append(f"{plan.name} was stored once, and is {1 + len(more)} jobs")
+        if plan.must_be_killed and not row.is_flagged:
+            verdict.lost.append(f"{plan.name}: a kill of it was accepted, and is not in its row")
+        verdict.jobs[plan.kind] += 1
+        verdict.states[row.state] += 1
+        excused = _was_struck(changes[plan.name], history, faults)
+        _judge_outcome(verdict, plan, row, works, is_struck=excused)
+        _note_end(verdict, changes[plan.name], works, faults)
     for change in history.changes:
         _judge_change(verdict, change, history, faults)
     verdict.stale_writes += [f"stale beat of job {each[2]} by {each[1]}" for each in history.stale_beats]
@@ -117,6 +127,9 @@ def _judge_outcome(verdict: Verdict, plan: Plan, row: Row, works: list[Work], *,
     if plan.kind == "airbyte" and not works and row.state == "failed" and _IN_DOUBT in row.message:
         verdict.in_doubt += 1
         return
+    if plan.kind == "hostile" and row.state == "failed" and _UNJUDGED in row.message:
+        verdict.unjudged += 1
+        row = replace(row, state=SUCCESS)  # so the work had to end
     allowed = set(_allowed(plan, row, works, is_struck=is_struck))
     if row.state == "lost" and "lost" not in allowed:
         verdict.lost.append(said)
