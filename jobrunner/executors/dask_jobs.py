@@ -177,7 +177,7 @@ class DaskJobs:
             await asyncio.sleep(_STEP_S)
 
     async def _step(self) -> None:
-        self._settle()
+        await self._settle()
         if monotonic_s() < self._refresh_at_s:
             return
         try:
@@ -207,22 +207,26 @@ class DaskJobs:
         )
         self._seats, self._serving, self.by_job = {}, {}, {}
 
-    def _settle(self) -> None:
-        """Take note of what has ended on the cluster."""
-        for job_id, task in list(self.by_job.items()):
-            if task.future.status in _OVER:
+    async def _settle(self) -> None:
+        """Take note of what has ended on the cluster; each stays where it is until that has answered why."""
+        over = [(job_id, task) for job_id, task in self.by_job.items() if task.future.status in _OVER]
+        served = [(at, future) for at, future in self._serving.items() if future.status in _OVER]
+        whys = await asyncio.gather(
+            *(_in_thread(_why, task.future) for _, task in over),
+            *(_in_thread(_why, each) for _, each in served),
+        )
+        for (job_id, task), why in zip(over, whys, strict=False):
+            if self.by_job.get(job_id) is task:
                 del self.by_job[job_id]
-                why = _why(task.future)
-                if why is not None:
-                    rest_s = self._resting_jobs.rest(job_id)
-                    log.warning(f"a job could not be run by Dask: again in {rest_s:g} s", job=job_id, why=why)
-        for address, future in list(self._serving.items()):
-            if future.status in _OVER:
+            if why is not None:
+                rest_s = self._resting_jobs.rest(job_id)
+                log.warning(f"a job could not be run by Dask: again in {rest_s:g} s", job=job_id, why=why)
+        for (address, future), why in zip(served, whys[len(over) :], strict=True):
+            if self._serving.get(address) is future:
                 del self._serving[address]
-                why = _why(future)
-                rest_s = self._resting_seats.rest(address)
-                if not self._is_stopping:
-                    log.warning(f"no worker on a Dask worker: again in {rest_s:g} s", at=address, why=why)
+            rest_s = self._resting_seats.rest(address)
+            if not self._is_stopping:
+                log.warning(f"no worker on a Dask worker: again in {rest_s:g} s", at=address, why=why)
 
     def _forget_the_gone(self) -> None:
         """Take back the orders for Dask workers that are gone: Dask would wait for them for ever."""
@@ -287,12 +291,15 @@ def _is_untouched(row: RowMapping, orphan: Sighting | None) -> bool:
 
 
 def _why(future: Any) -> str | None:
-    """Return why an ended task did not do what it should; None: it did."""
-    if future.status == "finished":
-        return str(result) if (result := future.result(timeout=math.ceil(_REFRESH_S))) else None
-    if future.status == "error":
-        error = future.exception(timeout=math.ceil(_REFRESH_S))
-        return f"{type(error).__name__}: {error}"
+    """Return why an ended task did not do what it should; None: it did. It may wait for the cluster."""
+    try:
+        if future.status == "finished":
+            return str(result) if (result := future.result(timeout=math.ceil(_REFRESH_S))) else None
+        if future.status == "error":
+            error = future.exception(timeout=math.ceil(_REFRESH_S))
+            return f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  # the scheduler went, and with it the answer
+        return f"Dask does not say how it ended: {type(error).__name__}"
     return "Dask does not know it any more"
 
 
