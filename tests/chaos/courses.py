@@ -28,6 +28,7 @@ _STORMS = ("storm", "storm")
 _DATABASE = ("restart_the_database",)
 _DEMOTIONS = ("turn_sessions_read_only", "leave_a_worker_on_an_old_primary")
 _NAMES = ("let_names_hang", "let_names_fail")
+_CUTS = ("cut_connections", "cut_connections")
 _CODE = ("let_code_of_others_go_wrong",)
 _BURSTS = ("burst",)
 _DISK = ("fill_the_disk",)
@@ -43,7 +44,7 @@ def on_postgres(seconds: float) -> list[Phase]:
         Phase("PostgreSQL is restarted every few seconds", 0.12 * seconds, _DATABASE, (2.0, 6.0)),
         Phase("the primary is demoted", 0.08 * seconds, (*_DEMOTIONS, *_KILLS), (1.0, 4.0)),
         Phase("connections are cut and half open", 0.08 * seconds, (*_CONNECTIONS, *_KILLS), (0.7, 3.0)),
-        Phase("names resolve slowly", 0.07 * seconds, (*_NAMES, "cut_connections", *_KILLS), (0.7, 3.0)),
+        Phase("names resolve slowly", 0.07 * seconds, (*_NAMES, *_CUTS, *_KILLS), (0.7, 3.0)),
         Phase("the servers refuse, break off and hang", 0.07 * seconds, (*_STORMS, *_KILLS), (0.7, 3.0)),
         Phase("others' code is wrong", 0.07 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.7, 3.0)),
         Phase("bursts", 0.06 * seconds, (*_BURSTS, *_KILLS), (1.0, 4.0)),

@@ -1,15 +1,17 @@
 """Sessions that are left on an old primary: they live, and each write of theirs is refused."""
 
-from collections.abc import Sequence
 from contextlib import closing
 
 from tests.helpers import plain_connection
 
 _SQL = """
-CREATE TABLE chaos_demoted (pid int PRIMARY KEY);
+CREATE TABLE chaos_demoted (pid int NOT NULL, since timestamptz NOT NULL);
 CREATE FUNCTION chaos_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (SELECT FROM chaos_demoted WHERE pid = pg_backend_pid()) THEN
+    IF EXISTS (
+        SELECT FROM chaos_demoted WHERE pid = pg_backend_pid()
+        AND since = (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid()))
+    ) THEN
         RAISE EXCEPTION 'cannot execute % in a read-only transaction', TG_OP USING ERRCODE = '25006';
     END IF;
     RETURN NULL;
@@ -25,17 +27,11 @@ def install(url: str) -> None:
         connection.execute(_SQL)
 
 
-def demote(url: str, writer: str) -> list[int]:
-    """Refuse all writes of the sessions that have this name now; return their processes."""
-    sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()"
+def demote(url: str, writer: str) -> int:
+    """Refuse all writes of the sessions that have this name now, for ever; return how many there are."""
+    sessions = (
+        "SELECT pid, backend_start FROM pg_stat_activity "
+        "WHERE application_name = %s AND datname = current_database()"
+    )
     with closing(plain_connection(url)) as connection:
-        rows = connection.execute(
-            f"INSERT INTO chaos_demoted {sessions} ON CONFLICT DO NOTHING RETURNING pid", [writer]
-        ).fetchall()
-        return [pid for (pid,) in rows]
-
-
-def promote(url: str, pids: Sequence[int]) -> None:
-    """Refuse their writes no more."""
-    with closing(plain_connection(url)) as connection:
-        connection.execute("DELETE FROM chaos_demoted WHERE pid = ANY(%s)", [list(pids)])
+        return int(connection.execute(f"INSERT INTO chaos_demoted {sessions}", [writer]).rowcount)

@@ -47,6 +47,8 @@ class Faults:
     """All faults so far, and those that are to be taken back."""
 
     log: list[Fault] = field(default_factory=list)
+    wrongs: list[str] = field(default_factory=list)
+    """What was wrong at once, each a sentence."""
     _later: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 

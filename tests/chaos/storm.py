@@ -285,7 +285,10 @@ class Storm:
         self.processes.stop()
         self._is_over.set()
         self.outside.move(looks_again=True)
-        verdict = judge(self.outside, read_rows(self.url), history.read(self.url), self.faults)
+        noted = history.read(self.url)
+        for name, lines in (("changes", noted.changes), ("faults", self.faults.log)):  # for who looks into it
+            (self._directory / f"{name}.txt").write_text("".join(f"{each}\n" for each in lines))
+        verdict = judge(self.outside, read_rows(self.url), noted, self.faults)
         verdict.wrong_outcomes += left + self.processes.odd_ends + self._traces()
         return verdict
 

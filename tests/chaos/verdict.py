@@ -79,12 +79,13 @@ def read_rows(url: str) -> dict[str, list[Row]]:
 
 def judge(outside: Outside, rows: dict[str, list[Row]], history: History, faults: Faults) -> Verdict:
     """Compare what the rows say with what happened."""
-    verdict = Verdict()
+    verdict = Verdict(wrong_outcomes=list(faults.wrongs))
     changes: dict[str, list[Change]] = defaultdict(list)
     for change in history.changes:
         changes[key_of(change.name)].append(change)
     for plan in outside.plans.values():
         if not plan.is_stored:
+            verdict.lost.append(f"{plan.name} could not be stored")
             continue
         row, *more = rows.get(plan.name) or [_GONE]
         works = outside.works_of(plan.name)

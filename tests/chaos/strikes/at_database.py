@@ -11,8 +11,6 @@ from tests.chaos.switches import NAMES_FAIL, NAMES_HANG
 
 _NAMES_S = (2.0, 9.0)
 _DEMOTED_S = (1.0, 8.0)
-_OLD_PRIMARY_S = (10.0, 16.0)
-"""Longer than it takes until a job is adopted whose owner stays on sessions that take no writes."""
 
 
 class DatabaseStrikes(Hand):
@@ -87,26 +85,17 @@ class DatabaseStrikes(Hand):
         self.faults.later(self.rng.uniform(*_DEMOTED_S), promote)
 
     def leave_a_worker_on_an_old_primary(self) -> None:
-        """Let the sessions that a worker has now write no more; a new one may. It excuses nothing.
+        """Let the sessions that a worker has now never write again; a new one may. It excuses nothing.
 
-        So it is behind an address that leads to another primary now. A pooler would have to notice by itself.
+        So it is where an address leads to another primary now. A pooler would have to notice by itself.
         """
         place = self.one_of("worker", "Dask worker")
         if place is None or place.pooler is not None:
             return
         with suppress(*AWAY):
-            pids = demotion.demote(self.url, place.writer)
-            if not pids:
-                return
-            fault = self.faults.note("a worker on sessions of an old primary")
-            place.expected.add(NO_DATABASE)  # if it is only about to start
-
-            def take_back() -> None:
-                fault.end()
-                with suppress(*AWAY):  # then these sessions are gone as well
-                    demotion.promote(self.url, pids)
-
-            self.faults.later(self.rng.uniform(*_OLD_PRIMARY_S), take_back)
+            if demotion.demote(self.url, place.writer):
+                self.faults.note("sessions of a worker left on an old primary").end()
+                place.expected.add(NO_DATABASE)  # if it is only about to start
 
     def let_names_hang(self) -> None:
         """Let the resolver be silent. Who starts finds no database; it excuses no beat that is late."""

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, DatabaseUnavailable
 from jobrunner.states import JobState
 from tests.chaos.bursts import kill_statement
 from tests.chaos.faults import AWAY
@@ -44,10 +44,16 @@ class OutsideStrikes(Hand):
             return
         plan.is_unwanted = True
         self.faults.note("kill for an odd reason").end()
-        with suppress(DatabaseError):
-            state = plan.job.request_kill(by=any_of_it(self.rng), reason=any_of_it(self.rng))
-            if state in {JobState.QUEUED, JobState.RUNNING}:
-                self._must_be_killed(plan)
+        by, reason = any_of_it(self.rng), any_of_it(self.rng)
+        try:
+            state = plan.job.request_kill(by=by, reason=reason)
+        except DatabaseUnavailable:
+            return  # then it was requested or not: the row says
+        except DatabaseError as error:
+            self.faults.wrongs.append(f"a kill of {plan.name} by {by[:40]!r} was refused: {error}")
+            return
+        if state in {JobState.QUEUED, JobState.RUNNING}:
+            self._must_be_killed(plan)
 
     def burst(self) -> None:
         """Store jobs by the hundred, end half of them in one moment, and kill the others in the same one."""
