@@ -1,9 +1,10 @@
 """The one boundary to the outside: what a backend is, and the values that cross it."""
 
+import asyncio
 import datetime as dt
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -194,6 +195,21 @@ def sending_until(deadline_s: float) -> Iterator[None]:
         yield
     finally:
         _send_before_s.reset(mark)
+
+
+@asynccontextmanager
+async def in_time_to_send() -> AsyncIterator[None]:
+    """End what a submission under way waits for with `SubmitTooLate`, once its request may leave no more.
+
+    A backend waits within it for a place among its calls. Ended by a call's own deadline instead, the
+    submission would be in doubt, though nothing was sent.
+    """
+    deadline_s = _send_before_s.get()
+    try:
+        async with asyncio.timeout(None if deadline_s is None else max(0.0, deadline_s - monotonic_s())):
+            yield
+    except TimeoutError:
+        raise SubmitTooLate from None
 
 
 def ensure_in_time() -> None:

@@ -286,6 +286,24 @@ async def test_a_post_that_waited_for_its_place_too_long_does_not_leave(stub: Ai
     assert not stub.job_ids()
 
 
+@in_loop
+async def test_a_post_is_given_up_in_time_while_others_keep_its_place(stub: AirbyteStub) -> None:
+    stub.post_takes_s = 30.0
+    connections = [f"11111111-1111-4111-8111-{n:012d}" for n in range(2)]
+    async with an_api(stub) as api:
+        posts = [asyncio.create_task(api.post_job(each, "sync")) for each in connections]
+        await soon(lambda: stub.counts().get("post", 0) == len(posts))
+        with sending_until(monotonic_s() + 0.2), pytest.raises(SubmitTooLate):
+            async with asyncio.timeout(10):
+                await api.post_job(CONNECTION, "sync")
+        for post in posts:
+            post.cancel()
+        await asyncio.wait(posts)
+        stub.post_takes_s = 0.0
+        await api.post_job(CONNECTION, "sync")  # no place was lost
+    assert stub.counts()["post"] == len(posts) + 1
+
+
 # --- the connection and its test -------------------------------------------------------------------
 
 

@@ -3,8 +3,8 @@
 import asyncio
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from jobrunner.backends.airbyte.trouble import (
     not_airbyte,
     of_status,
 )
-from jobrunner.backends.base import ensure_in_time
+from jobrunner.backends.base import ensure_in_time, in_time_to_send
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -108,7 +108,7 @@ class Api:
         """
         body = {"connectionId": connection_id, "jobType": job_type}
         try:
-            answer = await self._call("POST", "/jobs", body=body, before=ensure_in_time)
+            answer = await self._call("POST", "/jobs", body=body, submits=True)
         except AirbyteError as error:
             if error.status not in _SUCCESS:
                 raise
@@ -150,7 +150,7 @@ class Api:
         params: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         is_long: bool | None = None,
-        before: Callable[[], None] | None = None,
+        submits: bool = False,
         shows_url: bool = False,
     ) -> _Answer:
         is_long = method != "GET" if is_long is None else is_long
@@ -160,9 +160,9 @@ class Api:
         )
         for attempt in (1, 2):
             authorization, token = await self._authorization()
-            async with self._place_free(is_long=is_long):
-                if before is not None:
-                    before()
+            async with self._place_free(is_long=is_long, submits=submits):
+                if submits:
+                    ensure_in_time()
                 inside = call.letting_in(authorization)
                 raw = await self._transport.send(
                     inside, method, url, is_long=is_long, params=params, json=body, headers=authorization
@@ -175,13 +175,13 @@ class Api:
         return _read(inside, raw)
 
     @asynccontextmanager
-    async def _place_free(self, *, is_long: bool) -> AsyncIterator[None]:
-        if is_long:
-            async with self._long, self._all:
-                yield
-        else:
-            async with self._all:
-                yield
+    async def _place_free(self, *, is_long: bool, submits: bool = False) -> AsyncIterator[None]:
+        async with AsyncExitStack() as places:
+            # A token is asked for by one for all: it is no part of the submission that needed it first.
+            async with in_time_to_send() if submits else nullcontext():
+                for place in (self._long, self._all) if is_long else (self._all,):
+                    await places.enter_async_context(place)
+            yield
 
     # --- being let in -------------------------------------------------------------------------------
 
