@@ -190,6 +190,7 @@ class OwnedJob(OwnedRow):
     is_ending: bool = False
     """Whether its end waits to be written: it is beaten for until then, and the write says whose it is."""
     _waits: int = 0
+    _waits_since_s: float = 0.0
 
     @property
     def attempt(self) -> Attempt:
@@ -220,12 +221,14 @@ class OwnedJob(OwnedRow):
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Within it wait for the database; the time does not count against the step under way."""
-        begun_s = monotonic_s()
+        if not self._waits:
+            self._waits_since_s = monotonic_s()
         self._waits += 1
         try:
             yield
         finally:
-            self.progress_by_s += monotonic_s() - begun_s
+            if self._waits == 1:  # before it counts as over: the beating thread looks at any time
+                self.progress_by_s += monotonic_s() - self._waits_since_s
             self._waits -= 1
 
     def was_seen(self, observation: Observation) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -362,10 +362,14 @@ class Runner:
             with self.database.write() as connection:
                 return write(connection, *args, **kwargs)
 
+        with self._waiting():
+            return await self._threads.run(_write)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Wait for the database, within it, for the job whose step or other task calls this, if any."""
         task = asyncio.current_task()
         owned = None if task is None else self._tasks.get(task)
-        with nullcontext() if owned is None else owned.waiting():
-            return await self._threads.run(_write)
+        return nullcontext() if owned is None else owned.waiting()
 
     async def persist(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Run a write in a thread, again and again until the database has taken it.
@@ -373,7 +377,8 @@ class Runner:
         Every statement here is fenced, so that one which comes late, or twice, changes nothing.
         """
         most_s = self.database.settings.heartrate
-        return await until_taken(lambda: self.call(write, *args, **kwargs), write.__name__, most_s)
+        with self._waiting():  # also between two tries: an outage is no step that is stuck
+            return await until_taken(lambda: self.call(write, *args, **kwargs), write.__name__, most_s)
 
     def spawn(
         self, work: Coroutine[Any, Any, None], owned: OwnedJob | None = None, *, is_step: bool = False

@@ -10,6 +10,7 @@ import pytest
 
 from jobrunner import statements
 from jobrunner.backends.base import Observation
+from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, DatabaseError, DatabaseUnavailable
 from jobrunner.outcome import Ending, write_ends
@@ -28,7 +29,7 @@ from tests.helpers import (
     statements_of,
 )
 from tests.runner.gates import Gate
-from tests.runner.support import a_job, a_runner, an_outside, look, soon, start, take_over, within
+from tests.runner.support import SOON, a_job, a_runner, an_outside, look, soon, start, take_over, within
 from tests.runner.test_showing import attach_all
 
 EndMany = Callable[..., list[int]]
@@ -368,6 +369,51 @@ def test_a_job_that_waits_its_turn_at_the_database_is_beaten_for_however_long_th
                 for external_id in list(outside.jobs):
                     outside.succeed(external_id)
                 assert {await within(end) for end in ends} == {JobState.SUCCESS}
+
+    asyncio.run(main())
+
+
+def test_a_job_whose_write_is_tried_again_after_an_outage_is_beaten_for_however_long_that_takes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_away = True
+    tries: list[int] = []
+    real = statements.begin_submit
+
+    def begin_submit(*arguments: Any) -> Any:
+        tries.append(1)
+        if is_away:
+            raise DatabaseUnavailable("the database is away")
+        return real(*arguments)
+
+    async def main() -> None:
+        nonlocal is_away
+        monkeypatch.setattr(statements, "begin_submit", begin_submit)
+        outside = an_outside(SOON)
+        with use_backend(outside):
+            async with a_runner(database) as runner:
+                end = start(runner, a_job(heartrate=0.2))
+                (owned,) = runner.jobs.values()
+                await soon(lambda: tries)
+                owned.progress_by_s = 0.0  # as after an outage that was longer than its step may take
+                for _ in range(3):
+                    await beaten_again(database)
+                is_away = False
+                assert await within(end) is JobState.SUCCESS
+
+    asyncio.run(main())
+
+
+def test_waits_at_the_same_time_count_once(database: Database) -> None:
+    async def main() -> None:
+        with use_backend(outside := an_outside()):
+            async with a_runner(database) as runner:
+                await all_watched(runner, outside, 1)
+                (owned,) = runner.jobs.values()
+                owned.progress_by_s, begun_s = 0.0, monotonic_s()
+                with owned.waiting(), owned.waiting():
+                    await asyncio.sleep(0.1)
+                assert 0.1 <= owned.progress_by_s <= monotonic_s() - begun_s
 
     asyncio.run(main())
 
