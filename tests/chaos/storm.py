@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 from sqlalchemy import make_url
 
-from jobrunner.errors import DatabaseError
+from jobrunner.errors import DatabaseError, DatabaseRefused
 from jobrunner.settings import configure
 from tests.chaos import demotion, history, slow_names
 from tests.chaos.bursts import Bursts
@@ -217,6 +217,9 @@ class Storm:
                 job.store()  # again, where the answer alone was lost: the job is stored once
                 plan.job = job
                 break
+            except DatabaseRefused as error:
+                self.faults.wrongs.append(f"{plan.name} was refused: {error}")
+                break
             except DatabaseError:
                 self._is_over.wait(0.2)
         return self._rng_of_jobs.expovariate(self._jobs_per_s)
@@ -272,7 +275,7 @@ class Storm:
 
     def _count_open(self) -> int:
         """Return how many jobs have not ended, -1 where that cannot be told."""
-        if not all(plan.is_stored for plan in list(self.outside.plans.values())):
+        if not (self.faults.wrongs or all(plan.is_stored for plan in list(self.outside.plans.values()))):
             return -1
         query = "SELECT count(*) FROM job WHERE state IN ('queued', 'running') AND job_type != 'WorkerJob'"
         with suppress(*AWAY):
