@@ -292,7 +292,8 @@ class Storm:
         for name, lines in (("changes", noted.changes), ("faults", self.faults.log)):  # for who looks into it
             (self._directory / f"{name}.txt").write_text("".join(f"{each}\n" for each in lines))
         verdict = judge(self.outside, read_rows(self.url), noted, self.faults)
-        verdict.wrong_outcomes += left + self.processes.odd_ends + self._traces()
+        kept = [] if self._postgres is None else demotion.kept(self.url)
+        verdict.wrong_outcomes += left + self.processes.odd_ends + self._traces() + kept
         return verdict
 
     def _traces(self) -> list[str]:

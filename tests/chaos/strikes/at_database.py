@@ -9,7 +9,7 @@ from tests.chaos.processes import NO_DATABASE, TAKEN_FOR_DEAD
 from tests.chaos.strikes.hand import Hand
 from tests.chaos.switches import NAMES_FAIL, NAMES_HANG
 
-_NAMES_S = (2.0, 9.0)
+_NAMES_S = (4.0, 14.0)
 _DEMOTED_S = (1.0, 8.0)
 
 
