@@ -97,11 +97,15 @@ def main() -> int:
     try:
         job = _made(row, order.imports)
     except BaseException as error:  # whatever the import of somebody's module raises
-        log.error("the job cannot be loaded", job=order.job_id, error=error, exc_info=True)
-        why = str(error) if isinstance(error, JobrunnerError) else words_of(error)
+        is_known = isinstance(error, JobrunnerError)
+        log.error("the job cannot be loaded", job=order.job_id, error=error, exc_info=not is_known)
+        why = str(error) if is_known else words_of(error)
         grace = database.settings.grace_multiplier
         own = OwnRun(database, claim, row["heartrate"], grace)
-        own.end(JobState.FAILED, f"it cannot be loaded here: {why}")
+        try:
+            own.end(JobState.FAILED, f"it cannot be loaded here: {why}")
+        except JobrunnerError as trouble:  # it was deleted or taken over, or the database stays away
+            log.warning("the job ended", job=order.job_id, error=trouble)
         return ENDED
     signal.signal(signal.SIGTERM, _interrupting(job))
     try:

@@ -1,5 +1,6 @@
 """How the job of a child process ends, by whatever way the child itself ends."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from jobrunner.database import Database
-from jobrunner.executors import children
+from jobrunner.errors import UsageError
+from jobrunner.executors import child, children
 from jobrunner.identity import process_table
 from jobrunner.models import BaseJob
+from jobrunner.settings import configured
+from jobrunner.statements import new_runner_id
 from jobrunner.states import JobState
-from tests.helpers import plain_sql, row_of
+from tests.helpers import insert_job, plain_sql, row_of
 from tests.runner.support import in_loop, soon
 from tests.worker import own_jobs
 from tests.worker.test_children import ROOT, all_dead, pids, said, store
@@ -107,3 +111,22 @@ async def test_a_killed_child_leaves_no_daemon_behind_when_it_counts_as_killed(
         found = process_table().get(daemon)
         assert found is None or found.has_ended
         await soon(lambda: all_dead(notes))
+
+
+def test_a_job_that_is_deleted_while_its_class_cannot_be_loaded_leaves_no_traceback(
+    sqlite_database: Database,
+    sqlite_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def made(*_args: object) -> None:
+        plain_sql(sqlite_url, f"DELETE FROM job WHERE id = {job_id}")
+        raise UsageError("There is no such class.")
+
+    job_id = insert_job(sqlite_database, job_type="NoSuchClass")
+    order = child.Order(job_id, new_runner_id(), "LocalExecutor", configured())
+    monkeypatch.setattr(child, "_made", made)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(order.to_line())))
+    assert child.main() == child.ENDED
+    assert "was deleted" in caplog.text
+    assert "Traceback" not in caplog.text
