@@ -372,6 +372,20 @@ def test_the_outside_outlives_those_who_close_it_and_remembers_who_called() -> N
     run(main())
 
 
+def test_what_is_forgotten_is_gone_and_its_ids_are_never_given_again() -> None:
+    async def main() -> None:
+        outside = MemoryBackend(plan=Plan(run_for_s=0.0))
+        outside.order(Fault.THROTTLE, times=None)
+        first = await outside.submit({}, "a")
+        outside.forget()
+        assert [*outside.jobs, *outside.calls, *outside.history] == []
+        assert await outside.fetch([first]) == {first: Gone()}
+        assert isinstance(await outside.find({}, "a", utcnow()), Absent)
+        assert await outside.submit({}, "b") != first
+
+    run(main())
+
+
 def test_runners_on_several_threads_share_one_outside() -> None:
     outside = MemoryBackend()
 

@@ -13,6 +13,7 @@ at, by its `Plan`, or by hand through `advance`, `succeed` and `fail`.
 
 import asyncio
 import datetime as dt
+import itertools
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ class MemoryBackend:
         self.absent_is_sure = absent_is_sure
         self.absent_blocks = absent_blocks
         self.jobs: dict[str, MemoryJob] = {}
-        """Every job ever made, by external id."""
+        """Every job that was made, by external id, since `forget` was called last."""
         self.calls: Counter[str] = Counter()
         """How many calls of each method arrived, spoiled ones included."""
         self.history: list[Call] = []
@@ -81,6 +82,7 @@ class MemoryBackend:
         self._orders: list[Order] = []
         self._by_token: dict[str, list[str]] = {}
         self._closed_tokens: set[str] = set()
+        self._numbers = itertools.count(1)
         self._streams: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[str | Exception]]] = []
 
     # The hand of the test.
@@ -156,6 +158,16 @@ class MemoryBackend:
     def break_events(self, error: Exception) -> None:
         """Let `error` end each stream of events that is listened to now."""
         self._send([error])
+
+    def forget(self) -> None:
+        """Forget all jobs, tokens, calls and orders so far, for a test that goes on for long.
+
+        A job that still runs is gone with the others; no external id is ever given again.
+        """
+        with self._lock:
+            for each in (self.jobs, self.calls, self.history, self._orders, self._by_token):
+                each.clear()
+            self._closed_tokens.clear()
 
     @property
     def listeners(self) -> int:
@@ -295,7 +307,7 @@ class MemoryBackend:
                     loop.call_soon_threadsafe(queue.put_nowait, each)
 
     def _make(self, spec: Mapping[str, Any], token: str) -> str:
-        external_id = f"memory-{len(self.jobs) + 1}"
+        external_id = f"memory-{next(self._numbers)}"
         self.jobs[external_id] = MemoryJob(
             external_id, token, dict(spec), self.plan.overridden_by(spec), self._clock()
         )
