@@ -17,6 +17,7 @@ from jobrunner.heartbeat import lost_because
 from jobrunner.hooks import Hooks
 from jobrunner.judges import Judges
 from jobrunner.judging import judges_at_once, said_of
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.outcome import is_lost
 from jobrunner.owned import OwnedJob, Shown
@@ -45,6 +46,8 @@ class Answers:
         self._runner = runner
         self._showing = Showing(runner)
         self._judges = Judges(runner, hooks, self._take)
+        self._to_show_trouble: dict[Channel, asyncio.TimerHandle] = {}
+        """The connections that cannot be read, until their jobs show it."""
 
     def on_answer(self, job_id: int, external_id: str, answer: Answer) -> None:
         """Take the answer of one look at a job."""
@@ -73,7 +76,8 @@ class Answers:
         if owned.job is None:
             self._take(owned, observation)
         elif judges_at_once(owned.job):
-            self._take(owned, *said_of(owned.job, observation, monotonic_s() - owned.taken_s))
+            watched_s = monotonic_s() - owned.taken_s
+            self._take(owned, *said_of(owned.job, observation, watched_s, self._runner.seldom))
         else:
             self._judges.judge(owned, owned.job, observation)
 
@@ -91,12 +95,17 @@ class Answers:
 
     def on_health(self, channel: Channel, good: bool, _message: str) -> None:
         """Take note that a whole connection became unreadable: then few of its jobs are asked about."""
+        before = self._to_show_trouble.pop(channel, None)
+        if before is not None:
+            before.cancel()
         if not good:
-            self._runner.spawn(self._show_trouble(channel, utcnow()))
+            mine = (owned for owned in self._runner.jobs.values() if owned.channel is channel)
+            wait_s = _LOOKS_BEFORE_SHOWN * min((owned.poll_interval for owned in mine), default=0.0)
+            show = asyncio.get_running_loop().call_later(wait_s, self._show_trouble, channel, utcnow())
+            self._to_show_trouble[channel] = show
 
-    async def _show_trouble(self, channel: Channel, since: dt.datetime) -> None:
-        intervals = [owned.poll_interval for owned in self._runner.jobs.values() if owned.channel is channel]
-        await asyncio.sleep(_LOOKS_BEFORE_SHOWN * min(intervals, default=0.0))
+    def _show_trouble(self, channel: Channel, since: dt.datetime) -> None:
+        self._to_show_trouble.pop(channel, None)
         for owned in list(self._runner.jobs.values()):
             if owned.channel is channel and owned.is_watched and channel.trouble is not None:
                 self._show_unreadable(owned, since, channel.trouble)
@@ -123,6 +132,7 @@ class Showing:
         self._waiting: dict[int, OwnedJob] = {}
         """Whose `to_show` is to be written, in the order in which that is tried."""
         self._writer: asyncio.Task[None] | None = None
+        self._trouble = Trouble()
 
     def show(self, owned: OwnedJob, shown: Shown) -> None:
         """Let a job's row show this, unless it does, or soon will."""
@@ -148,12 +158,13 @@ class Showing:
                 try:
                     await self._write_some(some)
                     most, retry = min(2 * most, _CHUNK), self._retry()
+                    self._trouble.ends()
                 except Exception as error:  # noqa: BLE001  # the database's, or of what a backend said
                     is_outage = isinstance(error, DatabaseError) and not isinstance(error, DatabaseRefused)
                     if len(some) == 1 and not is_outage:
                         self._drop(some, error)
                         continue
-                    if retry.count == 0:
+                    if self._trouble.begins():
                         log.warning("what jobs show cannot be written yet", jobs=len(some), error=error)
                     for owned in some:
                         self._waiting.setdefault(owned.job_id, owned)
@@ -165,11 +176,11 @@ class Showing:
         finally:
             self._writer = None
 
-    @staticmethod
-    def _drop(some: dict[OwnedJob, Shown], error: Exception) -> None:
+    def _drop(self, some: dict[OwnedJob, Shown], error: Exception) -> None:
         """Show no more of what was refused for its content: it would be refused again."""
         for owned, shown in some.items():
-            log.error("what a job shows is refused", job=owned.job_id, error=words_of(error))
+            known = {"job": owned.job_id, "error": words_of(error)}
+            self._runner.seldom.error(log, "what a job shows is refused", about=owned.job_id, **known)
             owned.shown = shown
             if owned.to_show is shown:
                 owned.to_show = None

@@ -13,6 +13,7 @@ from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because
 from jobrunner.hints import Hints, Wake
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.owned import OwnedRow
 
@@ -21,7 +22,6 @@ log = get_logger(__name__)
 _CHUNK = 10_000  # rows a statement: a longer one holds its locks, and SQLite's only writer, for too long
 _IDLE_S = 60.0
 _CRASH_PAUSE_S = 1.0
-_SAY_MOST = 100  # different troubles
 _AGAIN = 0.1  # of a heartrate later, a row that was locked is tried again: else it would stand for two
 _REST = 20  # times as long as asking for kill flags took, hints are not heeded: a twentieth of a core at most
 
@@ -66,7 +66,7 @@ class Beats:
         self._hints = Hints(database, self._wake)
         self._thread: threading.Thread | None = None
         self._has_let_go = False
-        self._said: set[str] = set()
+        self._said = Once()
 
     def start(self) -> None:
         """Begin to beat."""
@@ -166,9 +166,7 @@ class Beats:
             self._say_once("what a beat reports was not taken", error)
 
     def _say_once(self, what: str, error: BaseException) -> None:
-        subject = f"{what}: {error!r}"
-        if subject not in self._said and len(self._said) < _SAY_MOST:
-            self._said.add(subject)
+        if self._said.is_new(f"{what}: {error!r}"):
             log.error(what, error=repr(error), exc_info=error)
 
     def _round(self) -> None:

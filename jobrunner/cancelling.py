@@ -108,7 +108,8 @@ class Cancelling:
                 continue
             trouble = await owned.channel.cancel(attempt.external_id, reason)
             if trouble is not None and trouble != mine.trouble:
-                log.warning("cancel not taken", job=owned.job_id, error=trouble)
+                job_id = owned.job_id
+                owned.channel.seldom.warning(log, "cancel not taken", about=job_id, job=job_id, error=trouble)
             mine.trouble = trouble
             if _stands(owned, mine):
                 owned.channel.poller.hurry(owned.job_id)

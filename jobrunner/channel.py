@@ -13,6 +13,7 @@ from jobrunner.backends.checks import Answer
 from jobrunner.backends.guarded import guarded
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import words_of
+from jobrunner.log_limits import Seldom, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.poller import Poller
 from jobrunner.retry import Retry
@@ -58,6 +59,9 @@ class Channel:
         self._crashes = Retry(first_s=0.1)
         self._poll()
         self._is_deaf = False
+        self._deafness = Trouble()
+        self.seldom = Seldom()
+        """What is said of this connection again and again."""
         self._listening: asyncio.Task[None] | None = None
         if self.backend.has_events:
             self._listening = asyncio.create_task(self._listen(), name=f"events {name}")
@@ -79,7 +83,7 @@ class Channel:
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
-        unexpected.note("a poller crashed", error, connection=self.name)
+        unexpected.note("a poller crashed", error, self.seldom, connection=self.name)
         if monotonic_s() - self._polling_since_s > _POLLER_RUNS_WELL_S:
             self._crashes = Retry(first_s=0.1)
         if self._is_closed:
@@ -109,17 +113,18 @@ class Channel:
                 trouble = words_of(error)
             if not self._is_deaf:
                 retry = Retry(first_s=_EVENTS_AGAIN_S)
-            if trouble is not None and not self._is_deaf:
+            if trouble is not None:
                 self._is_deaf = True
-                log.warning("events are not heard", connection=self.name, error=trouble)
+                if self._deafness.begins():
+                    log.warning("events are not heard", connection=self.name, error=trouble)
             await retry.pause()
 
     async def _hear(self) -> None:
         count = 0
         async with aclosing(self.backend.events()) as stream:
             async for external_id in stream:
-                if self._is_deaf:
-                    self._is_deaf = False
+                self._is_deaf = False
+                if self._deafness.ends():
                     log.info("events are heard again", connection=self.name)
                 self.poller.hurry_external(external_id)
                 count += 1
@@ -148,7 +153,8 @@ class Channel:
         while give_up_s is None or monotonic_s() < give_up_s:
             trouble = await self.cancel(external_id, reason)
             if trouble is not None:
-                log.warning("cancel not taken", connection=self.name, external_id=external_id, error=trouble)
+                known = {"connection": self.name, "external_id": external_id, "error": trouble}
+                self.seldom.warning(log, "cancel not taken", about=external_id, **known)
             with suppress(Exception):  # whatever a backend raises: it is looked at again
                 answer = (await self.backend.fetch([external_id]))[external_id]
                 if isinstance(answer, Observation) and answer.phase.is_final:

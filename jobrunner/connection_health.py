@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from jobrunner.backends.base import RemoteError
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -20,7 +21,7 @@ _RETRY_AFTER_MOST_S = 3600.0  # a server whose clock is wrong must not stop the 
 
 
 class ConnectionHealth:
-    """The back-off of one connection; changes are logged once, and told to `on_health(readable, message)`.
+    """The back-off of one connection; changes are told to `on_health(readable, message)`, and logged.
 
     A call carries the `round` it was sent in. What was sent before the last trouble proves nothing
     after it: its success does not end the back-off, and its failure does not double it once more.
@@ -36,6 +37,7 @@ class ConnectionHealth:
         self._random = random
         self._on_health = on_health
         self._since_s = 0.0
+        self._trouble = Trouble()
         self._suspect: str | None = None
 
     def suspects(self, external_id: str) -> bool:
@@ -57,8 +59,9 @@ class ConnectionHealth:
             self.hold_until_s = now_s + wait_s * self._random.uniform(0.5, 1.0)
             if self.failures == 1:
                 self._since_s = now_s
-                log.warning("status unreadable", connection=self._name, error=errors[0].message)
                 self._tell(readable=False, message=errors[0].message)
+        if self.failures and self._trouble.begins():
+            log.warning("status unreadable", connection=self._name, error=errors[0].message)
         # A little later than asked, so that not all who were told the same come back at once.
         asked_s = max(_sane(error.retry_after_s) for error in errors) * self._random.uniform(1.0, 1.1)
         self.hold_until_s = max(self.hold_until_s, now_s + asked_s)
@@ -69,7 +72,8 @@ class ConnectionHealth:
         if self.failures and sent_in == self.round:
             self.failures, self.hold_until_s = 0, -math.inf
             after = f"{now_s - self._since_s:.1f} s"
-            log.info("status readable again", connection=self._name, after=after)
+            if self._trouble.ends():
+                log.info("status readable again", connection=self._name, after=after)
             self._tell(readable=True, message=f"readable again after {after}")
 
     def _tell(self, *, readable: bool, message: str) -> None:

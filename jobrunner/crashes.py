@@ -31,11 +31,10 @@ class Crashes:
 
     def after(self, owned: OwnedJob, error: BaseException) -> None:
         """Take care of a job after a step of it, or something done beside, has crashed with `error`."""
-        unexpected.note("a step of a job crashed", error, job=owned.job_id)
+        unexpected.note("a step of a job crashed", error, self._runner.seldom, job=owned.job_id)
         if owned.over:  # the write of its end was the step: the next owner writes it
             owned.settle(error)
             return
-        self._tries = {each: tried for each, tried in self._tries.items() if not each.over}
         now_s = monotonic_s()
         retry, last_s = self._tries.get(owned, (Retry(), now_s))
         if now_s - last_s > _FORGIVEN_S:
@@ -63,10 +62,14 @@ class Crashes:
         try:
             outcome = await self._end(owned, message)
         except DatabaseRefused as refused:
-            unexpected.note("the message of an end was refused", refused, job=owned.job_id)
+            seldom = self._runner.seldom
+            unexpected.note("the message of an end was refused", refused, seldom, job=owned.job_id)
             outcome = await self._end(owned, f"jobrunner could not go on with this job{outside}")
-        self._tries.pop(owned, None)
         self._runner.finish(owned, outcome)
+
+    def forget(self, owned: OwnedJob) -> None:
+        """Forget a job that is no longer this runner's."""
+        self._tries.pop(owned, None)
 
     async def _end(self, owned: OwnedJob, message: str) -> JobState | ClaimLost:
         if await self._runner.persist(statements.end, owned.claim, JobState.FAILED, message):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobrunner.backends.base import Observation
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.outcome import Ending, Verdict, write_ends
 from jobrunner.owned import OwnedJob
@@ -46,7 +47,7 @@ class Ends:
         self._runner = runner
         self._waiting: list[_Waiting] = []
         self._writer: asyncio.Task[None] | None = None
-        self._is_failing = False
+        self._trouble = Trouble()
 
     async def write(self, owned: OwnedJob, last: Observation | Verdict) -> JobState | str:
         """Write how a job ended; return the state that stands, or why it was not ours to be written."""
@@ -71,13 +72,13 @@ class Ends:
                     if some:
                         await self._write_some(some)
                 except (DatabaseUnavailable, SchemaError) as error:
-                    if not self._is_failing:
+                    if self._trouble.begins():
                         log.warning("ends cannot be written yet", jobs=len(some), error=error)
-                    self._is_failing = True
                     self._waiting[:0] = [each for each in some if not each.done.done()]
                     await retry.pause()
                 else:
-                    self._is_failing, retry = False, self._retry()
+                    self._trouble.ends()
+                    retry = self._retry()
         finally:
             self._writer = None
 
@@ -130,7 +131,10 @@ class Ends:
             await self._write_some(some[middle:])
         elif not plainly:
             (only,) = some
-            log.error("an end was refused as it was seen", job=only.owned.job_id, error=error)
+            job_id = only.owned.job_id
+            self._runner.seldom.error(
+                log, "an end was refused as it was seen", about=job_id, job=job_id, error=error
+            )
             await self._write_some(some, plainly=True)
         elif isinstance(error, DatabaseError):
             raise DatabaseUnavailable(str(error)) from error  # what it refuses now, it may take later

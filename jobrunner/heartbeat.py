@@ -15,6 +15,7 @@ from jobrunner.clock import SECONDS_MOST, is_duration, monotonic_s, utcnow
 from jobrunner.database import Database, driver_connection
 from jobrunner.driver_errors import is_connection_lost
 from jobrunner.errors import DatabaseUnavailable, UsageError
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.statements import Beaten, Claim
 from jobrunner.states import JobState
@@ -103,7 +104,7 @@ class Pacer:
 
 
 class BeatHealth:
-    """Whether beats succeed; said once on each change.
+    """Whether beats succeed; said on each change, and at most once a minute.
 
     `last_good_s` is the moment *before* the last successful beat was sent: what the database holds
     is never older than that.
@@ -117,6 +118,7 @@ class BeatHealth:
         self._clock = clock
         self.last_good_s = clock()
         self.failing_since_s: float | None = None
+        self._trouble = Trouble(clock)
 
     def succeeded(self, sent_s: float) -> None:
         """A beat sent at `sent_s` (on the monotonic clock) was acknowledged."""
@@ -124,12 +126,14 @@ class BeatHealth:
         if self.failing_since_s is not None:
             outage_s = self._clock() - self.failing_since_s
             self.failing_since_s = None
-            log.warning(f"heartbeat recovered after {outage_s:.1f} s")
+            if self._trouble.ends():
+                log.warning(f"heartbeat recovered after {outage_s:.1f} s")
 
     def failed(self, error: BaseException) -> None:
         """A beat was not acknowledged."""
         if self.failing_since_s is None:
             self.failing_since_s = self._clock()
+        if self._trouble.begins():
             log.warning("heartbeat failing", error=str(error))
 
     @property

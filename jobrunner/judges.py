@@ -66,7 +66,9 @@ class Judges:
         self, owned: OwnedJob, job: "MonitorJob", mine: Judgement, observation: Observation
     ) -> _Said:
         if mine.call is not None and not mine.call.done():
-            return unjudged(job, observation, "an earlier call of it has not returned"), None
+            return unjudged(
+                job, observation, self._runner.seldom, "an earlier call of it has not returned"
+            ), None
         said: list[_Said] = []
         mine.call = self._runner.spawn(self._call(owned, job, observation, said))
         begun_s = monotonic_s()
@@ -75,13 +77,17 @@ class Judges:
             if monotonic_s() - begun_s >= (_WANTED_S if is_wanted else _JUDGE_S):
                 break
             await asyncio.wait([mine.call], timeout=_LOOK_S)
-        return said[0] if said else (unjudged(job, observation, "it has not returned"), None)
+        return (
+            said[0]
+            if said
+            else (unjudged(job, observation, self._runner.seldom, "it has not returned"), None)
+        )
 
     async def _call(
         self, owned: OwnedJob, job: "MonitorJob", observation: Observation, said: list[_Said]
     ) -> None:
         def call() -> None:
-            said.append(said_of(job, observation, watched_s))
+            said.append(said_of(job, observation, watched_s, self._runner.seldom))
 
         watched_s = monotonic_s() - owned.taken_s
         await self._hooks.call(job, "judge", call, _JUDGE_S)

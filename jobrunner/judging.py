@@ -4,12 +4,12 @@ import asyncio
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from jobrunner.backends.base import Observation
 from jobrunner.backends.calls import contained
 from jobrunner.backends.checks import observed, shown
 from jobrunner.errors import CodeError, words_of
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.states import Phase
 
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from jobrunner.models import MonitorJob
 
 log = get_logger(__name__)
-
-_said: "WeakKeyDictionary[MonitorJob, dict[str, str]]" = WeakKeyDictionary()
-"""How the own code of each job failed last."""
 
 
 def judges_at_once(job: "MonitorJob") -> bool:
@@ -30,14 +27,14 @@ def judges_at_once(job: "MonitorJob") -> bool:
 
 
 def said_of(
-    job: "MonitorJob", observation: Observation, watched_s: float
+    job: "MonitorJob", observation: Observation, watched_s: float, seldom: Seldom
 ) -> tuple[Observation, float | None]:
     """Return what an observation means for a job, and the seconds until the next look; None: as usual."""
-    judgement = judged(job, observation)
-    return judgement, None if judgement.phase.is_final else interval_of(job, watched_s)
+    judgement = judged(job, observation, seldom)
+    return judgement, None if judgement.phase.is_final else interval_of(job, watched_s, seldom)
 
 
-def judged(job: "MonitorJob", observation: Observation) -> Observation:
+def judged(job: "MonitorJob", observation: Observation, seldom: Seldom) -> Observation:
     """Return what an observation means for a job; where its `judge` fails, the row says so.
 
     Without a judgement a success is a failure: nobody knows whether the work did what it should.
@@ -47,20 +44,20 @@ def judged(job: "MonitorJob", observation: Observation) -> Observation:
         with contained("judge", CodeError):
             answer: Any = job.judge(observation)
         if not isinstance(answer, Observation):
-            return unjudged(job, observation, f"it returned {shown(answer)}, not an Observation")
+            return unjudged(job, observation, seldom, f"it returned {shown(answer)}, not an Observation")
         with contained("judge's answer", CodeError):
             checked = observed(answer, lambda _flaw: None)
         if isinstance(checked, Observation):
             return checked
-        return unjudged(job, observation, checked.message)
+        return unjudged(job, observation, seldom, checked.message)
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
-        return unjudged(job, observation, words_of(error))
+        return unjudged(job, observation, seldom, words_of(error))
 
 
-def unjudged(job: "MonitorJob", observation: Observation, why: str) -> Observation:
+def unjudged(job: "MonitorJob", observation: Observation, seldom: Seldom, why: str) -> Observation:
     """Return what an observation means for a job whose `judge` said nothing about it, and `why` not."""
     trouble = f"judge of {type(job).__name__} failed: {why}"
-    _say_once("judge failed", job, why)
+    seldom.error(log, "judge failed", about=job.id, job=job.id, error=why)
     said = observation.message or observation.external_state
     if observation.phase is Phase.SUCCEEDED:
         words = f"{trouble}; the work itself had succeeded ({said}), but that was not judged"
@@ -68,7 +65,7 @@ def unjudged(job: "MonitorJob", observation: Observation, why: str) -> Observati
     return replace(observation, message=f"{said}; {trouble}" if said else trouble)
 
 
-def interval_of(job: "MonitorJob", watched_s: float) -> float | None:
+def interval_of(job: "MonitorJob", watched_s: float, seldom: Seldom) -> float | None:
     """Return the seconds until the next look, as the job's class says; None: as usual."""
     try:
         with contained("look_interval_s", CodeError):
@@ -80,13 +77,5 @@ def interval_of(job: "MonitorJob", watched_s: float) -> float | None:
         why = f"it returned {shown(interval_s)}, not a number of seconds above 0"
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
         why = words_of(error)
-    _say_once("look_interval_s failed", job, why)
+    seldom.error(log, "look_interval_s failed", about=job.id, job=job.id, error=why)
     return None
-
-
-def _say_once(what: str, job: "MonitorJob", why: str) -> None:
-    """Log a failure of a job's own code when it begins to fail in this way, and not at each look."""
-    said = _said.setdefault(job, {})
-    if said.get(what) != why:
-        said[what] = why
-        log.error(what, job=job.id, error=why)

@@ -11,6 +11,7 @@ from jobrunner.backends.checks import Answer
 from jobrunner.backends.guarded import backend_of, guarded
 from jobrunner.errors import BackendError, JobFailed, error_of_end, words_of
 from jobrunner.judging import judged
+from jobrunner.log_limits import Seldom
 from jobrunner.models.rows import is_stored
 from jobrunner.settings import get_settings
 from jobrunner.states import JobState, Phase
@@ -37,7 +38,7 @@ def poke(job: "MonitorJob") -> bool:
 
 def _is_done(job: "MonitorJob", answer: Answer) -> bool:
     if isinstance(answer, Observation):
-        answer = judged(job, answer)
+        answer = judged(job, answer, Seldom())
         if answer.phase in {Phase.FAILED, Phase.CANCELLED}:
             told = answer.message or answer.external_state
             raise JobFailed(f"{job.external_id} {answer.phase}: {told}", job_id=job.id)

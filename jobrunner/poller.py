@@ -18,6 +18,7 @@ from jobrunner.connection_health import ERROR_CAP_S, ConnectionHealth
 from jobrunner.due_queue import DueQueue, Watch
 from jobrunner.errors import Throttled, words_of
 from jobrunner.hearsay import Hearsay
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -74,6 +75,7 @@ class Poller:
         self._clock = clock
         self._random = random or random_module.Random()  # noqa: S311  # jitter, not a secret
         self._call_s = self._backend.patience.call_s
+        self._seldom = Seldom()
         self._watches: dict[int, Watch] = {}
         self._queue: DueQueue[Watch] = DueQueue()
         self._hearsay = Hearsay(clock)
@@ -298,10 +300,9 @@ class Poller:
     def _hand_over(self, watch: Watch, answer: Answer) -> None:
         try:
             self._on_answer(watch.job_id, watch.external_id, answer)
-        except Exception as error:  # one job's trouble must not end the watching of the others
-            log.error(  # our loggers have no `exception`
-                "an answer was not taken", connection=self._name, job=watch.job_id, exc_info=error
-            )
+        except Exception as error:  # noqa: BLE001  # one job's trouble must not end the watching of the others
+            known = {"connection": self._name, "job": watch.job_id, "exc_info": error}
+            self._seldom.error(log, "an answer was not taken", about=watch.job_id, **known)
 
 
 def _all_failed(ids: Iterable[str], message: str, retry_after_s: float | None = None) -> dict[str, Answer]:

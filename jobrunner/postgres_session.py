@@ -16,6 +16,7 @@ from typing import Any
 
 from jobrunner.deadline import connection_class
 from jobrunner.errors import DatabaseError
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.postgres_parameters import complete, own_options
 from jobrunner.settings import Settings
@@ -178,7 +179,7 @@ class Opener:
             )
 
     def _say_unmet(self, session: Session) -> None:
-        if session.is_ours_alone or not session.unmet or not _is_first(self.shown_url):
+        if session.is_ours_alone or not session.unmet or not _said.is_new(self.shown_url):
             return
         unmet = ", ".join(session.unmet)
         next_step = "set them on the role, see 'Behind a pooler' in the page on the database"
@@ -238,11 +239,5 @@ def _tolerant_loader() -> Any:
     return _TolerantLoader
 
 
-_said: set[str] = set()
-
-
-def _is_first(subject: str) -> bool:
-    """Whether this process has not said it yet of this database."""
-    is_first = subject not in _said
-    _said.add(subject)
-    return is_first
+_said = Once()
+"""The databases of which this process has said what is not in force."""

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from jobrunner.bounded import Bounded
+from jobrunner.clock import monotonic_s
 from jobrunner.errors import UsageError, words_of
 from jobrunner.logs import get_logger
 
@@ -20,6 +22,10 @@ JOB_TYPES = {
     "WorkerJob": "jobrunner.worker.job:WorkerJob",
 }
 """Our own job types; a third party's come by the entry-point group `jobrunner.jobs`."""
+
+_AGAIN_S = 60.0
+_broken_until_s: Bounded[str, float] = Bounded()
+"""The job types that could not be imported, and until when they are left alone."""
 
 BACKENDS = {
     "airbyte": "jobrunner.backends.airbyte:AirbyteBackend",
@@ -69,8 +75,11 @@ def load_executor_class(name: str) -> Any:
 def load_job_class(name: str) -> Any | None:
     """Return the class of a job type that is ours or installed; None when nobody knows it.
 
-    A third party's class that cannot be imported is logged: its rows can still be read and killed.
+    A third party's class that cannot be imported is logged, and tried again after a minute: its rows can
+    still be read and killed.
     """
+    if monotonic_s() < _broken_until_s.get(name, 0.0):
+        return None
     try:
         return _load_named(name, JOB_TYPES, "jobrunner.jobs", "job type")
     except UsageError:
@@ -78,6 +87,7 @@ def load_job_class(name: str) -> Any | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # whatever the import of somebody's module raises
+        _broken_until_s[name] = monotonic_s() + _AGAIN_S
         log.warning("a job type cannot be imported", job_type=name, error=words_of(error))
         return None
 

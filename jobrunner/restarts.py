@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from jobrunner.bounded import Bounded
 from jobrunner.settings import get_settings
 
 _AGAIN_S = 60.0  # after which a boot without a record is looked for again: a disk may be mounted late
@@ -20,7 +21,7 @@ _SHARED = frozenset(
     ]
 )
 _OCTAL = re.compile(r"\\([0-7]{3})")  # how the kernel writes a space in a path
-_found: dict[str, float] = {}
+_found: Bounded[str, float] = Bounded()
 """The boots by when they were looked for without success; infinity: there is a record."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from jobrunner.errors import DatabaseError, DatabaseRefused
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -33,8 +34,8 @@ class Retry:
         await asyncio.sleep(max(self.next_s(), at_least_s or 0.0))
 
 
-async def until_taken(write: Callable[[], Awaitable[_T]], what: str, most_s: float) -> _T:
-    """Try a write again and again until the database has taken it; that it does not is said once.
+async def until_taken(write: Callable[[], Awaitable[_T]], what: str, most_s: float, seldom: Seldom) -> _T:
+    """Try a write again and again until the database has taken it; that it does not is said by `seldom`.
 
     `most_s`: seconds between two tries at most. Only for what changes nothing when it comes late, or twice.
     Raises `DatabaseRefused` at once: the same values would be refused for ever.
@@ -47,5 +48,5 @@ async def until_taken(write: Callable[[], Awaitable[_T]], what: str, most_s: flo
             raise
         except DatabaseError as error:
             if retry.count == 0:
-                log.warning("the database does not take it yet", what=what, error=error)
+                seldom.warning(log, "the database does not take it yet", about=what, what=what, error=error)
         await retry.pause()

@@ -24,6 +24,7 @@ from jobrunner.ends import Ends
 from jobrunner.errors import ClaimLost, DatabaseError, SettingsError
 from jobrunner.heartbeat import warn_of_skew
 from jobrunner.hooks import Hooks
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.loop_watch import LoopWatch
 from jobrunner.models.own_run import call_back, has_callback, has_on_kill
@@ -61,6 +62,8 @@ class Runner:
         self.database = database
         self.owner = owner
         self.jobs: dict[int, OwnedJob] = {}
+        self.seldom = Seldom()
+        """What is said of its jobs again and again."""
         self._itself: OwnProcess | None = None
         self._channels: dict[tuple[Any, ...], Channel] = {}
         self._tasks: dict[asyncio.Task[None], OwnedJob | None] = {}
@@ -244,14 +247,14 @@ class Runner:
             del self.jobs[owned.job_id]
             owned.channel.poller.forget(owned.job_id)
         self.cancelling.forget(owned)
+        self._crashes.forget(owned)
         self.beats.remove(owned)
 
     def drop(self, owned: OwnedJob, why: str) -> None:
         """Do nothing any more for a job that is no longer ours, neither in the database nor outside."""
         if not owned.over:
             self._forget(owned)
-            log.warning("claim lost", job=owned.job_id, why=why)
-            owned.settle(ClaimLost(why))
+            self._say_lost(owned, why)
 
     # --- from the claim to the end ---------------------------------------------------------------
 
@@ -312,8 +315,11 @@ class Runner:
         if isinstance(outcome, JobState):
             owned.settle(outcome)
         else:
-            log.warning("claim lost", job=owned.job_id, why=outcome)
-            owned.settle(ClaimLost(outcome))
+            self._say_lost(owned, outcome)
+
+    def _say_lost(self, owned: OwnedJob, why: str) -> None:
+        self.seldom.warning(log, "claim lost", about=owned.job_id, job=owned.job_id, why=why)
+        owned.settle(ClaimLost(why))
 
     # --- what the beats tell ---------------------------------------------------------------------
 
@@ -349,11 +355,18 @@ class Runner:
     async def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
         if self._callbacks_database is None:  # its own connections: a callback that hangs keeps one
             self._callbacks_database = Database(self.database.settings)
-        call = partial(call_back, job, self._callbacks_database)
+        call = partial(call_back, job, self._callbacks_database, self.seldom)
         error = await self._hooks.call(job, "heartbeat_callback", call, _CALLBACK_S)
         owned.is_called_back = False
         if error is not None:
-            log.error("heartbeat_callback failed", job=owned.job_id, error=error, exc_info=error)
+            self.seldom.error(
+                log,
+                "heartbeat_callback failed",
+                about=owned.job_id,
+                job=owned.job_id,
+                error=error,
+                exc_info=error,
+            )
 
     async def call(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Run a write in a thread, once. Raises `DatabaseError`."""
@@ -378,7 +391,9 @@ class Runner:
         """
         most_s = self.database.settings.heartrate
         with self._waiting():  # also between two tries: an outage is no step that is stuck
-            return await until_taken(lambda: self.call(write, *args, **kwargs), write.__name__, most_s)
+            return await until_taken(
+                lambda: self.call(write, *args, **kwargs), write.__name__, most_s, self.seldom
+            )
 
     def spawn(
         self, work: Coroutine[Any, Any, None], owned: OwnedJob | None = None, *, is_step: bool = False
@@ -406,7 +421,7 @@ class Runner:
         if error is None:
             return
         if owned is None:
-            unexpected.note("a task of the runner crashed", error)
+            unexpected.note("a task of the runner crashed", error, self.seldom)
         else:
             self._crashes.after(owned, error)
 

@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import re
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import JSON, Boolean, DateTime, Dialect, Float, String, Text, TypeDecorator
@@ -166,7 +166,7 @@ class StateType(TypeDecorator[JobState]):
             return _unknown_state(decoded_text(value))
 
 
-@cache
+@lru_cache(100)
 def _unknown_state(word: str) -> JobState:
     state = str.__new__(JobState, word)
     state._name_ = state._value_ = word

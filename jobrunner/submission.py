@@ -104,7 +104,12 @@ class _Submission:
             try:
                 await self._runner.persist(statements.say_unsubmitted, self._owned.claim, message)
             except DatabaseRefused as error:  # it is only shown: the submission goes on
-                log.warning("what a job shows cannot be written", job=self._owned.job_id, error=error)
+                self._warn("what a job shows cannot be written", words_of(error))
+
+    def _warn(self, event: str, error: str) -> None:
+        """Log what the row says, too: of many jobs that wait for one connection, a few stand for all."""
+        job_id = self._owned.job_id
+        self._owned.channel.seldom.warning(log, event, about=job_id, job=job_id, error=error)
 
     def _is_over(self) -> bool:
         return self._owned.over or self._runner.is_stopping
@@ -171,12 +176,12 @@ class _Submission:
         except NotSent as error:
             told = words_of(error)
             if self._said is None:
-                log.warning("not submitted yet", job=owned.job_id, error=told)
+                self._warn("not submitted yet", told)
             await self._say_not_yet(told)
         except Exception as error:  # noqa: BLE001  # whatever else it was: the job may have been made
             self._in_doubt = True
             told = words_of(error)
-            log.warning("submission in doubt", job=owned.job_id, error=told)
+            self._warn("submission in doubt", told)
             await self._say_doubt(told)
         return None
 
@@ -251,7 +256,7 @@ class _Submission:
             raise
         except Exception as error:  # noqa: BLE001  # no answer: it is asked again
             told = words_of(error)
-            log.warning("cannot tell yet what became of a submission", job=owned.job_id, error=told)
+            self._warn("cannot tell yet what became of a submission", told)
             self._defects = self._defects + 1 if isinstance(error, BackendDefect) else 0
             await self._say_doubt(told)
             return self._give_up(told)

@@ -13,6 +13,7 @@ from jobrunner import identity, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, UsageError
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.settings import get_settings
 from jobrunner.statements import Claim, Owner, Sighting
@@ -122,8 +123,7 @@ class Lookout:
     def __init__(self, job_id: int, grace_multiplier: float) -> None:
         self._job_id = job_id
         self._count = StandStill(grace_multiplier)
-        self._is_failing = False
-        self._is_locked = False
+        self._failing, self._locked = Trouble(), Trouble()
 
     @contextmanager
     def trying(self) -> Iterator[None]:
@@ -132,11 +132,10 @@ class Lookout:
             yield
         except DatabaseError as error:
             self._count.restart()
-            if not self._is_failing:
+            if self._failing.begins():
                 log.warning("the job cannot be looked at", job=self._job_id, error=error)
-            self._is_failing = True
         else:
-            self._is_failing = False
+            self._failing.ends()
 
     def look(self, connection: Connection) -> tuple[RowMapping, Sighting | None]:
         """Return the job's row, and its sighting if it is an orphan.
@@ -148,12 +147,14 @@ class Lookout:
         is_running = row["state"] is JobState.RUNNING
         is_late = is_running and worklist.is_silent(connection, self._job_id)
         is_locked = is_late and worklist.is_locked(connection, self._job_id)
-        if is_locked and not self._is_locked:
-            log.warning("the job's row is held locked: its owner may live, and cannot beat", job=self._job_id)
-        self._is_locked = is_locked
         if is_locked:
+            if self._locked.begins():
+                log.warning(
+                    "the job's row is held locked: its owner may live, and cannot beat", job=self._job_id
+                )
             self._count.restart()
             return row, None
+        self._locked.ends()
         if is_late:
             statements.prove_writable(connection, prompt_s(rate_of(row)))
         return row, self._count.look(row, monotonic_s() - asked_s) if is_running else None

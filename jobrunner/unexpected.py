@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 from jobrunner.errors import words_of
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -17,9 +18,10 @@ def count() -> int:
     return _count
 
 
-def note(what: str, error: BaseException, **fields: Any) -> None:
-    """Count and log an error that a catch-all has caught, as the event `unexpected`."""
+def note(what: str, error: BaseException, seldom: Seldom, **fields: Any) -> None:
+    """Count an error that a catch-all has caught, and let `seldom` log it, as the event `unexpected`."""
     global _count  # noqa: PLW0603  # one figure a process
     with _lock:
         _count += 1
-    log.error("unexpected", what=what, error=words_of(error), exc_info=error, **fields)
+    about = (what, *fields.values())
+    seldom.error(log, "unexpected", about=about, what=what, error=words_of(error), exc_info=error, **fields)

@@ -14,6 +14,7 @@ from jobrunner.ears import PostgresEar
 from jobrunner.errors import DatabaseError
 from jobrunner.heartbeat import Beater
 from jobrunner.hints import Hints
+from jobrunner.log_limits import Once
 from jobrunner.settings import Settings, configure
 from jobrunner.states import JobState
 from tests.conftest import _forget
@@ -28,7 +29,7 @@ PREPARED = "SELECT count(*) FROM pg_prepared_statements"
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_session, "_said", set())
+    monkeypatch.setattr(postgres_session, "_said", Once())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jobrunner.backends.base import Absent, Backend, Found, LogLine, Patience, U
 from jobrunner.backends.calls import Abandoned, call_within, contained, name_of
 from jobrunner.backends.checks import Answer
 from jobrunner.errors import BackendDefect, JobrunnerError, SettingsError, words_of
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.text import storable
 
@@ -33,7 +34,7 @@ class GuardedBackend:
         self.raw = backend
         self.patience: Patience = patience_of(backend)
         self._name = name
-        self._said: set[str] = set()
+        self._faults = Once()
         self._left: Counter[tuple[str, ...]] = Counter()
 
     @property
@@ -145,8 +146,7 @@ class GuardedBackend:
 
     def _say(self, sentence: str) -> None:
         """Log what is wrong with the backend, each kind once."""
-        if sentence not in self._said and len(self._said) < 100:  # noqa: PLR2004
-            self._said.add(sentence)
+        if self._faults.is_new(sentence):
             log.warning(
                 "a backend is at fault",
                 connection=self._name,

@@ -25,6 +25,7 @@ from jobrunner.executors.base import counted
 from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
 from jobrunner.executors.family import CHILD_VARIABLE, Family
 from jobrunner.executors.resting import Resting
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import EarlyEnd, early_end
 from jobrunner.resources import NONE, words_of
@@ -80,6 +81,7 @@ class Children:
         self.by_job: dict[int, Child] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resting: Resting[int] = Resting()
+        self._seldom = Seldom()
 
     @property
     def held(self) -> AbstractSet[int]:
@@ -188,7 +190,8 @@ class Children:
     def _rest(self, job_id: int, code: int) -> None:
         rest_s = self._resting.rest(job_id)
         why = _words_of(code)
-        log.warning(f"a child could not claim its job: again in {rest_s:g} s", job=job_id, why=why)
+        known = {"job": job_id, "again_in_s": rest_s, "why": why}
+        self._seldom.warning(log, "a child could not claim its job", about=job_id, **known)
 
     async def _conclude(self, child: Child, code: int) -> bool:
         """Write the end of a job whose process is proven dead, if that did not write it itself.

@@ -18,6 +18,7 @@ from jobrunner.executors.base import counted
 from jobrunner.executors.dask_cluster import Cluster, Gone, Seat
 from jobrunner.executors.dask_tasks import CodeOrder, Sender, ServeOrder, run_one, serve
 from jobrunner.executors.resting import Resting
+from jobrunner.log_limits import Seldom, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.resources import NONE, words_of
 from jobrunner.retry import Retry
@@ -60,6 +61,8 @@ class DaskJobs:
         self._resting_seats: Resting[str] = Resting()
         self._retry = Retry(first_s=0.5, most_s=10.0)
         self._trouble: str | None = None
+        self._scheduler = Trouble()
+        self._seldom = Seldom()
         self._is_stopping = False
         self._refresh_at_s = 0.0
         self.by_job: dict[int, Task] = {}
@@ -168,11 +171,14 @@ class DaskJobs:
     # --- keeping up with the cluster ---------------------------------------------------------------
 
     async def _keep(self) -> None:
+        failing = Trouble()
         while True:
             try:
                 await self._step()
+                failing.ends()
             except Exception as error:  # it must never end the worker
-                log.error("a Dask cluster could not be seen to", error=error, exc_info=error)
+                if failing.begins():
+                    log.error("a Dask cluster could not be seen to", error=error, exc_info=error)
                 self._refresh_at_s = monotonic_s() + _REFRESH_S
             await asyncio.sleep(_STEP_S)
 
@@ -189,7 +195,8 @@ class DaskJobs:
             self._refresh_at_s = monotonic_s() + self._retry.next_s()
             return
         if self._trouble is not None:
-            log.warning("the Dask scheduler is reached again", address=self._cluster.address)
+            if self._scheduler.ends():
+                log.warning("the Dask scheduler is reached again", address=self._cluster.address)
             self._trouble = None
             self._retry = Retry(first_s=0.5, most_s=10.0)
         self._refresh_at_s = monotonic_s() + _REFRESH_S
@@ -200,7 +207,7 @@ class DaskJobs:
 
     def _lose(self, why: str) -> None:
         """Take note that the scheduler is gone, and with it all that it knew."""
-        if self._trouble is None:
+        if self._scheduler.begins():
             log.error("the Dask scheduler is gone", address=self._cluster.address, why=why)
         self._trouble = (
             f"the Dask scheduler at {self._cluster.address} cannot be reached: no code is started until it is"
@@ -220,13 +227,15 @@ class DaskJobs:
                 del self.by_job[job_id]
             if why is not None:
                 rest_s = self._resting_jobs.rest(job_id)
-                log.warning(f"a job could not be run by Dask: again in {rest_s:g} s", job=job_id, why=why)
+                known = {"job": job_id, "again_in_s": rest_s, "why": why}
+                self._seldom.warning(log, "a job could not be run by Dask", about=job_id, **known)
         for (address, future), why in zip(served, whys[len(over) :], strict=True):
             if self._serving.get(address) is future:
                 del self._serving[address]
             rest_s = self._resting_seats.rest(address)
             if not self._is_stopping:
-                log.warning(f"no worker on a Dask worker: again in {rest_s:g} s", at=address, why=why)
+                known = {"at": address, "again_in_s": rest_s, "why": why}
+                self._seldom.warning(log, "no worker on a Dask worker", about=address, **known)
 
     def _forget_the_gone(self) -> None:
         """Take back the orders for Dask workers that are gone: Dask would wait for them for ever."""

@@ -15,6 +15,7 @@ from jobrunner import registry, statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseError, JobNotFound, JobrunnerError
 from jobrunner.executors.children import Children
+from jobrunner.log_limits import Seldom, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.retry import until_taken
 from jobrunner.settings import configure, configured
@@ -80,25 +81,26 @@ def run_one(order: CodeOrder) -> str | None:
 
 
 async def _run_one(database: Database, order: CodeOrder) -> str | None:
+    seldom = Seldom()
+
     async def persist(write: Callable[..., _T], *args: Any) -> _T:
         def once() -> _T:
             with database.write() as connection:
                 return write(connection, *args)
 
         most_s = database.settings.heartrate
-        return await until_taken(lambda: asyncio.to_thread(once), write.__name__, most_s)
+        return await until_taken(lambda: asyncio.to_thread(once), write.__name__, most_s, seldom)
 
     children = Children(database, EXECUTOR, persist, order.sender.imports)
     await children.start(order.job_id, order.orphan)
-    is_failing = False
+    trouble = Trouble()
     while not await children.wait(_LOOK_S):
         try:
             await children.look()
-            is_failing = False
+            trouble.ends()
         except DatabaseError as error:
-            if not is_failing:
+            if trouble.begins():
                 log.warning("a child cannot be looked after", job=order.job_id, error=error)
-            is_failing = True
     return "its process failed before it claimed it" if children.is_resting(order.job_id) else None
 
 

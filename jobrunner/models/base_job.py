@@ -294,7 +294,7 @@ class BaseJob(Base):
             set_committed_value(self, "latest_heartbeat", beaten.latest_heartbeat)
         own.obey(self, kill_requested=beaten is not None and beaten.kill_requested)
         if beaten is not None and has_callback(self):
-            call_back(self, own.database)
+            call_back(self, own.database, own.seldom)
 
     @property
     def is_fenced(self) -> bool:

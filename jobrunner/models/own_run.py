@@ -24,6 +24,7 @@ from jobrunner.errors import (
 )
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of_skew
 from jobrunner.hints import Hints
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.models.attendant import Attendant
 from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
@@ -64,6 +65,7 @@ class OwnRun:
         self.claim = claim
         self._deadline_s = None if left_s is None else monotonic_s() + left_s
         self.health = BeatHealth(heartrate, grace_multiplier)
+        self.seldom = Seldom()
         self.ended = False
         self.verdict: JobrunnerError | None = None
         """Why the run is over before its code is."""
@@ -309,14 +311,14 @@ def has_on_kill(job: "BaseJob") -> bool:
     return type(job).on_kill is not BaseJob.on_kill
 
 
-def call_back(job: "BaseJob", database: Database) -> None:
+def call_back(job: "BaseJob", database: Database, seldom: Seldom) -> None:
     """Call `heartbeat_callback` with a session; what the database refuses it is logged and forgiven."""
     try:
         with database.session() as session:
             job.heartbeat_callback(session=session)
             session.commit()
     except (SQLAlchemyError, DatabaseError) as error:
-        log.warning("heartbeat_callback failed", job=job.id, error=error)
+        seldom.warning(log, "heartbeat_callback failed", about=job.id, job=job.id, error=error)
 
 
 def run_code(job: "BaseJob") -> None:

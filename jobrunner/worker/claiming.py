@@ -101,7 +101,7 @@ class Claiming:
                 raise
             except DatabaseError as error:
                 if self._refused.rest(job_id) <= _FIRST_REST_S:
-                    log.error("a job cannot be claimed for what its row holds", job=job_id, error=error)
+                    self._say("a job cannot be claimed for what its row holds", job_id, error=error)
                 continue
             rows += [] if row is None else [row]
         return rows
@@ -142,14 +142,17 @@ class Claiming:
             return
         try:
             if await self._means.write(_fail_one, job_id, self._means.runner.owner, why):
-                log.error("a job cannot be read: it ends", job=job_id, why=why)
+                self._say("a job cannot be read: it ends", job_id, why=why)
             else:  # it is bound to another host, or somebody was first
                 self._refused.rest(job_id)
         except DatabaseUnavailable:
             raise
         except DatabaseError as error:
             if self._refused.rest(job_id) <= _FIRST_REST_S:
-                log.error("a job cannot be read, nor ended", job=job_id, why=why, error=error)
+                self._say("a job cannot be read, nor ended", job_id, why=why, error=error)
+
+    def _say(self, event: str, job_id: int, **fields: object) -> None:
+        self._means.runner.seldom.error(log, event, about=job_id, job=job_id, **fields)
 
 
 def _claim_one(connection: Connection, job_id: int, owner: Owner, host_id: str | None) -> RowMapping | None:

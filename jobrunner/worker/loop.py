@@ -14,6 +14,7 @@ from jobrunner.errors import DatabaseError
 from jobrunner.executors.base import CodeJobs, WorkerExecutor, counted
 from jobrunner.executors.children import Children
 from jobrunner.executors.signals import heard
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import kill_message
 from jobrunner.owned import OwnProcess
@@ -81,7 +82,7 @@ class Worker:
             runs_code=spec["processes"] != 0,
         )
         self._stop = Stop()
-        self._failing: set[str] = set()
+        self._troubles: dict[str, Trouble] = {}
         self._rounds = 0
 
     async def run(self) -> JobState:
@@ -191,18 +192,17 @@ class Worker:
         return took
 
     async def _guarded(self, what: str, do: Callable[[], Awaitable[int | None]]) -> int:
-        """Do a part of a round. Whatever goes wrong is said once, and tried again in the next."""
+        """Do a part of a round. Whatever goes wrong is logged, not each time, and tried again in the next."""
+        trouble = self._troubles.setdefault(what, Trouble())
         try:
             done = await do()
         except Exception as error:  # housekeeping must never end the worker
             self._sweeping.restart()
-            if what not in self._failing:
+            if trouble.begins():
                 trace = None if isinstance(error, DatabaseError) else error
                 log.error(f"the {what} of a worker failed", error=error, exc_info=trace)
-            self._failing.add(what)
             return 0
-        if what in self._failing:
-            self._failing.discard(what)
+        if trouble.ends():
             log.warning(f"the {what} of a worker works again")
         return done or 0
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from jobrunner.clock import monotonic_s
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -64,6 +65,7 @@ class ProbeServer:
         self._clients: dict[_Client, None] = {}
         """The oldest first."""
         self._accept_at_s = 0.0
+        self._seldom = Seldom()
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
         self._ended = threading.Event()
@@ -119,7 +121,7 @@ class ProbeServer:
         except BlockingIOError:
             return
         except OSError as error:  # no descriptor is left: the listener stays readable
-            log.warning("the probe can accept no connection now", error=error)
+            self._seldom.warning(log, "the probe can accept no connection now", error=error)
             self._selector.unregister(self._listener)
             self._accept_at_s = monotonic_s() + _ACCEPT_AGAIN_S
             return

@@ -74,6 +74,7 @@ class Serving:
         self._watches = watches
         self._runs_code = runs_code
         self._verdicts: dict[Kind, tuple[float, str | None]] = {}
+        self._forget_at_s = 0.0
 
     def of(self, waiting: Iterable[Waiting]) -> Served:
         """Tell what of the jobs that wait can be served."""
@@ -124,9 +125,13 @@ class Serving:
         self._note(job_type, connection, why)
 
     def _note(self, job_type: str, connection: str | None, why: str | None) -> tuple[float, str | None]:
+        now_s = self._clock()
+        if now_s >= self._forget_at_s:
+            self._forget_at_s = now_s + _AGAIN_S
+            self._verdicts = {kind: known for kind, known in self._verdicts.items() if known[0] >= now_s}
         if len(self._verdicts) >= _VERDICTS_MOST:
             self._verdicts.clear()
-        verdict = self._verdicts[job_type, connection] = (self._clock() + _AGAIN_S, why)
+        verdict = self._verdicts[job_type, connection] = (now_s + _AGAIN_S, why)
         return verdict
 
     def _why_not(self, job_type: str, connection: str | None) -> str | None:

@@ -58,14 +58,19 @@ class Taking:
             claim = Claim(row["id"], runner.owner.runner_id, row["claims"])
             why = why_unreadable(row, is_monitored=True)
             if why is not None:
-                log.error("a job cannot be read: it ends", job=row["id"], why=why)
+                runner.seldom.error(
+                    log, "a job cannot be read: it ends", about=row["id"], job=row["id"], why=why
+                )
                 await self._means.write(statements.end, claim, JobState.FAILED, why)
                 continue
             try:
                 owned = runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
                 self.windows.add(serving.group_of(row["job_type"], row["connection"]), owned)
             except Exception as error:  # noqa: BLE001  # its connection cannot be used here, for whatever reason
-                log.warning("a job cannot be served here", job=row["id"], error=error)
+                about = row["job_type"], row["connection"]
+                runner.seldom.warning(
+                    log, "a job cannot be served here", about=about, job=row["id"], error=error
+                )
                 serving.refuse(row["job_type"], row["connection"], str(error))
                 await runner.release(claim, f"released: {error}")
             if number % 100 == 99:  # noqa: PLR2004  # the loop has other things to do

@@ -147,7 +147,7 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
             continue
     for stat in process_table().values():
         if stat.session in sessions and stat.session != os.getsid(0):
-            with suppress(ProcessLookupError):  # it has ended meanwhile
+            with suppress(ProcessLookupError):  # it has ended since the table was read
                 os.kill(stat.pid, signal.SIGKILL)
 
 

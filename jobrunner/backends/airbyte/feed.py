@@ -16,6 +16,7 @@ from jobrunner.backends.airbyte.memory import Memory
 from jobrunner.backends.airbyte.reading import OPEN_STATUSES
 from jobrunner.backends.airbyte.trouble import NOT_VISIBLE, AirbyteError, Kind
 from jobrunner.clock import monotonic_s, utcnow
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -67,6 +68,7 @@ class Feed:
         """The workspace of each Airbyte connection, where the server lists jobs only by workspace."""
         self.trouble: AirbyteError | None = None
         """Why the last reconciliation failed; None: it did not."""
+        self._listing = Trouble()
 
     async def refresh(self) -> None:
         """Learn what changed since the last look. Raises `AirbyteError`.
@@ -189,11 +191,13 @@ class Feed:
         error = task.exception()
         if error is None:
             wait_s, self.trouble = self._reconcile_every_s, None
+            self._listing.ends()
         else:
             told = AirbyteError(f"{type(error).__name__}: {error}", Kind.UNCLEAR)
             self.trouble = error if isinstance(error, AirbyteError) else told
             wait_s = max(wait_s, min(self.trouble.retry_after_s or 0.0, self._reconcile_every_s))
-            log.warning("the jobs of an Airbyte server cannot be listed", error=str(self.trouble))
+            if self._listing.begins():
+                log.warning("the jobs of an Airbyte server cannot be listed", error=str(self.trouble))
         self._reconcile_at_s = monotonic_s() + wait_s
 
     # --- pages ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from jobrunner.backends.airbyte.reading import Failure, Job, observation_of
 from jobrunner.backends.base import Observation
 
 _FORGET_S = 2 * 3600.0  # a job that nobody asked about for so long is watched by nobody here
+_FORGET_ENDED_S = 600.0  # one that has ended is asked about no more; if it is, the server says it again
 _FORGET_EVERY_S = 600.0
 
 
@@ -38,6 +39,10 @@ class Known:
     def is_over(self) -> bool:
         """Whether it has ended, so that nothing more is to be asked."""
         return self.job is not None and self.job.is_over
+
+    def is_forgotten(self, now_s: float) -> bool:
+        """Whether nobody has asked about it for so long that nobody will."""
+        return now_s - self.asked_s > (_FORGET_ENDED_S if self.is_over else _FORGET_S)
 
     @property
     def is_hidden(self) -> bool:
@@ -75,7 +80,7 @@ class Memory:
         """Take note that somebody watches these, and drop those about which nobody asks any more."""
         if now_s >= self._forget_at_s:
             self._forget_at_s = now_s + _FORGET_EVERY_S
-            for job_id in [each for each, known in self.jobs.items() if now_s - known.asked_s > _FORGET_S]:
+            for job_id in [each for each, known in self.jobs.items() if known.is_forgotten(now_s)]:
                 del self.jobs[job_id]
         for job_id in ids:
             known = self.jobs.get(job_id)

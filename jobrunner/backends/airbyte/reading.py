@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from jobrunner.backends.airbyte.trouble import shown
 from jobrunner.backends.base import Observation
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.redaction import mask_url
 from jobrunner.states import Phase
@@ -39,9 +40,8 @@ _RAW_MOST = 10_000  # of a message that may be a whole stack trace
 _FAILURES_MOST = 5
 _TEXT_MOST = 200
 _NUMBERS = range(2**63)  # what databases and JSON readers of others can hold
-_WORDS_MOST = 1000
 
-_unknown_words: set[str] = set()
+_unknown_words = Once()
 
 
 def _moment(value: object) -> dt.datetime | None:
@@ -102,8 +102,7 @@ class Job(BaseModel):
         """What its status means; a word that is not known waits, and is logged once."""
         phase = _PHASES.get(self.status.lower())
         if phase is None:
-            if self.status not in _unknown_words and len(_unknown_words) < _WORDS_MOST:
-                _unknown_words.add(self.status)
+            if _unknown_words.is_new(self.status):
                 log.warning("Airbyte says a word that is not known here: the job waits", status=self.status)
             return Phase.WAITING
         return phase

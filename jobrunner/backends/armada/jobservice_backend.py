@@ -15,6 +15,7 @@ from jobrunner.backends.armada.trouble import ArmadaError, Kind
 from jobrunner.backends.armada.wire import Wire
 from jobrunner.backends.base import Absent, Found, Gone, LogLine, Observation, Patience, RemoteError, Unsure
 from jobrunner.errors import LogsUnavailable, SubmitRejected, UsageError
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.settings import ConnectionSettings
 from jobrunner.states import Phase
@@ -65,7 +66,7 @@ class JobServiceBackend:
         options = options or ArmadaConnection(url="localhost:60003")
         self._wire = _JobServiceWire(options, client and client.channel)
         self._call_s = min(client.call_s if client else CALL_S, options.call_timeout_s)
-        self._unknown_words: set[int] = set()
+        self._unknown_words = Once()
 
     @classmethod
     def from_connection(cls, connection: ConnectionSettings) -> Self:
@@ -137,8 +138,7 @@ class JobServiceBackend:
         return Observation(_PHASES[state], state.name, status.error or _MESSAGES.get(state, ""), detail)
 
     def _unknown(self, number: int) -> Observation:
-        if number not in self._unknown_words:
-            self._unknown_words.add(number)
+        if self._unknown_words.is_new(number):
             log.warning(
                 "the Armada JobService gave a state that nobody knows, and its job waits", state=number
             )

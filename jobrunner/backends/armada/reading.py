@@ -8,6 +8,7 @@ from typing import Any
 from jobrunner.backends.armada.ids import JobKey
 from jobrunner.backends.armada.trouble import one_line
 from jobrunner.backends.base import Observation
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.states import Phase
 
@@ -32,15 +33,14 @@ _WHY = {"PREEMPTED": "preempted by Armada", "REJECTED": "rejected by Armada"}
 _OUT_OF_MEMORY = re.compile(r"OOM[\s_-]?Killed|\bOOM\b|(?i:out[\s_-]?of[\s_-]?memory)")
 _ERROR_MOST = 4000
 
-_unknown_states: set[int] = set()
+_unknown_states = Once()
 
 
 def state_of(number: int) -> tuple[str, Phase]:
     """Return Armada's word for a state, and ours; one that is not known here waits."""
     found = _STATES.get(number)
     if found is None:
-        if number not in _unknown_states:
-            _unknown_states.add(number)
+        if _unknown_states.is_new(number):
             log.warning("Armada tells a state that is not known here: the job waits", state=number)
         return f"STATE_{number}", Phase.WAITING
     return found

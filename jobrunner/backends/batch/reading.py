@@ -7,6 +7,7 @@ from typing import Any
 
 from jobrunner.backends.base import Observation
 from jobrunner.backends.batch.shapes import fitting_job
+from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
 from jobrunner.states import Phase
 
@@ -27,7 +28,7 @@ _PHASES = {
 _BEFORE_RUNNING = frozenset({"SUBMITTED", "PENDING", "RUNNABLE"})
 _BY_SIGNAL = 128  # a shell's exit code for a command that a signal ended is 128 and its number
 
-_unknown_words: set[str] = set()
+_unknown_words = Once()
 
 
 def observation_of(job: Mapping[str, Any]) -> Observation:
@@ -86,8 +87,7 @@ def containers_of(job_or_attempt: Mapping[str, Any]) -> Iterator[Mapping[str, An
 def _phase_of(job: Mapping[str, Any], status: str) -> Phase:
     phase = _PHASES.get(status)
     if phase is None:
-        if status not in _unknown_words:
-            _unknown_words.add(status)
+        if _unknown_words.is_new(status):
             log.warning("AWS Batch says a word that is not known here: the job waits", status=status)
         return Phase.WAITING
     if phase is Phase.FAILED and _is_cancelled(job):

@@ -12,6 +12,7 @@ from jobrunner.backends.batch.connection import Aws, BatchConnection
 from jobrunner.backends.batch.trouble import AwsError
 from jobrunner.errors import BackendError, UsageError
 from jobrunner.extras import require
+from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 
 log = get_logger(__name__)
@@ -62,6 +63,7 @@ class BatchWaiter:
         self.config = config
         self.max_missing = sys.maxsize
         self._aws = aws
+        self._seldom = Seldom()
 
     async def wait(self, **params: Any) -> None:
         """Ask with `params` (`jobs=[job_id]`, at most 100) until the model says that it is enough.
@@ -113,7 +115,9 @@ class BatchWaiter:
             last = str(trouble) if trouble else ", ".join(statuses) or "AWS Batch does not know the job"
             raise BackendError(f"waiter {self.name} exceeded its max_attempts ({attempts}); last: {last}")
         if trouble is not None:
-            log.warning("AWS Batch was not asked: the waiter goes on", waiter=self.name, error=trouble)
+            self._seldom.warning(
+                log, "AWS Batch was not asked: the waiter goes on", waiter=self.name, error=trouble
+            )
 
 
 class BatchWaiters(Connected):

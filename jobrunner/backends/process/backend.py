@@ -99,7 +99,9 @@ class ProcessBackend:
 
     async def fetch(self, ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
         """Look at the records and the processes of the jobs."""
-        return await asyncio.to_thread(_fetch, ids)
+        answers = await asyncio.to_thread(_fetch, ids)
+        self._canceller.forget(each for each, answer in answers.items() if _is_final(answer))
+        return answers
 
     async def cancel(self, ids: Sequence[str], reason: str) -> Mapping[str, RemoteError]:
         """Send SIGTERM to each job's processes, and SIGKILL in the first call after the spec's grace."""
@@ -238,6 +240,12 @@ def _directory_trouble(directory: RecordDirectory, error: OSError) -> str:
         f"the record directory {directory.path} cannot be written ({error.strerror}: {place}): "
         f"let {unixname()} write there, free space, or choose another `data_dir`"
     )
+
+
+def _is_final(answer: Observation | Gone | RemoteError) -> bool:
+    if isinstance(answer, Observation):
+        return answer.phase.is_final
+    return isinstance(answer, Gone) and answer.certain
 
 
 def _fetch(ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:

@@ -14,6 +14,7 @@ from jobrunner.backends.process.records import (
     StartRecord,
 )
 from jobrunner.backends.process.tree import IdentityError, Snapshot, processes_of, send
+from jobrunner.bounded import Bounded
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError
 from jobrunner.identity import ProcessStat, boot_id, described, unixname
@@ -38,7 +39,12 @@ class Canceller:
     """Does, at each call, what is due for each job; remembers whom it sent SIGTERM already."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, set[Mark]] = {}
+        self._asked: Bounded[str, set[Mark]] = Bounded()
+
+    def forget(self, external_ids: Iterable[str]) -> None:
+        """Forget jobs that have ended: as they were seen to have, no call comes for them any more."""
+        for external_id in external_ids:
+            self._asked.pop(external_id, None)
 
     def cancel(self, external_ids: Sequence[str], reason: str) -> Mapping[str, str]:
         """Ask jobs to end, or kill what is left of them; return by job what stood in the way, if anything.

@@ -12,6 +12,7 @@ from jobrunner.backends.armada.jobservice.states import JobState, JobStatus, sta
 from jobrunner.backends.armada.jobservice.trouble import trouble_of
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobFailed, UsageError
+from jobrunner.log_limits import Once, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.retry import Retry
 
@@ -162,7 +163,8 @@ class _Search:
         self._looked_s = 0.0
         self._pause_s = 0.0
         self._retry: Retry | None = None
-        self._told: set[int] = set()
+        self._trouble = Trouble(_now_s)
+        self._unknown_states = Once()
 
     def given_up(self, look: _Look) -> tuple[JobState, str] | None:
         """Take note of a look; return what to say where patience is at its end."""
@@ -179,16 +181,17 @@ class _Search:
         if look.sight is _Sight.TROUBLE:
             if self._retry is None:
                 self._retry = Retry(first_s=_FIRST_RETRY_S, most_s=_LONGEST_RETRY_S)
+            if self._trouble.begins():
                 log.warning(
                     "Armada job cannot be seen, and is asked for again", job=self._about, error=look.error
                 )
             self._pause_s = self._retry.next_s()
         else:
             if self._retry is not None:
-                log.info("Armada job can be asked for again", job=self._about, after_tries=self._retry.count)
-                self._retry = None
-            if look.state is None and look.number not in self._told:
-                self._told.add(look.number)
+                tries, self._retry = self._retry.count, None
+                if self._trouble.ends():
+                    log.info("Armada job can be asked for again", job=self._about, after_tries=tries)
+            if look.state is None and self._unknown_states.is_new(look.number):
                 log.warning("Armada job is in a state that nobody knows", job=self._about, state=look.number)
             self._pause_s = self._poll_interval_s
         _sleep(self._pause_s)
