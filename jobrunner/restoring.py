@@ -5,14 +5,13 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import RowMapping
 
 from jobrunner import identity, statements
 from jobrunner.backends.base import Found, Observation
 from jobrunner.backends.checks import flaw_of_id
-from jobrunner.backends.guarded import GuardedBackend, backend_of, guarded
+from jobrunner.backends.guarded import GuardedBackend, IsHeld, backend_of, guarded
 from jobrunner.database import Database
 from jobrunner.errors import JobrunnerError, UsageError, words_of
 from jobrunner.models import MonitorJob
@@ -136,7 +135,10 @@ async def _prove(database: Database, row: RowMapping) -> _Proof:
     job = object_of(row)
     if not isinstance(job, MonitorJob):
         return _Proof("nothing outside can say whether its own code has run")
-    if not identity.can_serve(row["host_id"]) or row["host_uid"] not in {None, identity.uid()}:
+    if not identity.can_serve(row["host_id"], row["external_id"]) or row["host_uid"] not in {
+        None,
+        identity.uid(),
+    }:
         return _Proof(f"only {row['unixname']} on {row['hostname']} can see its process: ask from there")
     _, connection = database.settings.connection(row["connection"], job.backend_kind)
     backend = guarded(backend_of(job, connection), row["connection"] or "")
@@ -152,13 +154,15 @@ async def _prove(database: Database, row: RowMapping) -> _Proof:
 async def _ask(database: Database, row: RowMapping, backend: GuardedBackend) -> _Proof:
     external_id, found_id = row["external_id"], None
     if external_id is None:
-        more: dict[str, Any] = {}
-        if backend.has_baseline:
-            more = {"baseline": row["submit_baseline"], "is_held": _held_by_others(database, row["id"])}
-        since = row["submit_started_at"] or row["created_at"]
-        found = await backend.find(row["spec"] or {}, row["submit_token"], since, **more)
+        found = await backend.find(
+            row["spec"] or {},
+            row["submit_token"],
+            row["submit_started_at"] or row["created_at"],
+            baseline=row["submit_baseline"],
+            is_held=_held_by_others(database, row["id"]),
+        )
         if not isinstance(found, Found):
-            return _Proof("no work of it was found outside, which does not prove that there was none")
+            return _Proof(statements.UNFOUND)
         if flaw_of_id(found.external_id) is not None:
             return _Proof(f"its work was found outside under an id that {flaw_of_id(found.external_id)}")
         external_id = found_id = found.external_id
@@ -171,7 +175,7 @@ async def _ask(database: Database, row: RowMapping, backend: GuardedBackend) -> 
     return _Proof(None, found_id)
 
 
-def _held_by_others(database: Database, job_id: int) -> Any:
+def _held_by_others(database: Database, job_id: int) -> IsHeld:
     async def is_held(external_ids: Sequence[str]) -> set[str]:
         def ask() -> set[str]:
             with database.read() as connection:

@@ -48,7 +48,10 @@ class _Submission:
         self._started_at: dt.datetime | None = row["submit_started_at"]
         self._created_at: dt.datetime = row["created_at"]
         # An earlier owner may have sent it, or may be about to: that must be known first.
-        self._in_doubt = self._started_at is not None or (owned.claim.claims > 1 and not is_new)
+        # So may whoever had it between a backup and its restore.
+        self._is_held = row["held_at"] is not None
+        was_owned = owned.claim.claims > 1 and not is_new
+        self._in_doubt = self._started_at is not None or was_owned or self._is_held
         self._baseline: str | None = row["submit_baseline"]
         self._host_id = identity.host_id() if owned.is_bound_here else None
         self._host_uid = identity.uid() if owned.is_bound_here else None
@@ -248,10 +251,9 @@ class _Submission:
         owned, channel = self._owned, self._owned.channel
         since = self._started_at or self._created_at
         try:
-            more: dict[str, Any] = {}
-            if channel.backend.has_baseline:
-                more = {"baseline": self._baseline, "is_held": self._held}
-            found = await channel.backend.find(self._spec, owned.token, since, **more)
+            found = await channel.backend.find(
+                self._spec, owned.token, since, baseline=self._baseline, is_held=self._held
+            )
         except Throttled:
             raise
         except Exception as error:  # noqa: BLE001  # no answer: it is asked again
@@ -263,6 +265,8 @@ class _Submission:
         self._defects = 0
         if isinstance(found, Found):
             return await self._accept(found.external_id, is_ours=False)
+        if self._is_held and self._started_at is None and (unwanted := self._not_wanted()) is not None:
+            return Verdict(unwanted.state, f"{unwanted.message}, as far as is known: {statements.UNFOUND}")
         if isinstance(found, Absent):
             await self._start_anew()
         elif found.retry_at is not None:

@@ -9,7 +9,7 @@ from jobrunner import BaseJob, restoring, statements
 from jobrunner.database import Database
 from jobrunner.errors import JobKilled, UsageError
 from jobrunner.states import JobState, Phase
-from jobrunner.testing import MemoryBackend, MemoryMonitorJob, Plan, use_backend
+from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
 from jobrunner.worker import WorkerJob
 from tests.helpers import an_owner, insert_job, row_of
 
@@ -112,4 +112,37 @@ def test_a_hold_bars_no_kill(database: Database, outside: MemoryBackend) -> None
     assert submitted.request_kill(reason="it has run") is JobState.QUEUED
     with pytest.raises(JobKilled):
         submitted.reload().run()
+    assert outside.jobs[external_id].phase is Phase.CANCELLED
+
+
+def test_a_kill_ends_what_was_submitted_since_the_backup(database: Database, outside: MemoryBackend) -> None:
+    job = MemoryMonitorJob(poll_interval=0.05).store()
+    restoring.hold_all(database)
+    external_id = submitted_since(outside, job)
+    assert job.request_kill(reason="it runs") is JobState.QUEUED  # its row says that nothing was submitted
+    with pytest.raises(JobKilled):
+        job.reload().run()
+    assert outside.jobs[external_id].phase is Phase.CANCELLED
+    assert (job.external_id, outside.calls["submit"]) == (external_id, 0)
+
+
+def test_a_kill_of_a_held_job_says_what_is_not_proven(database: Database, outside: MemoryBackend) -> None:
+    job = MemoryMonitorJob(poll_interval=0.05).store()
+    restoring.hold_all(database)
+    job.request_kill()
+    with pytest.raises(JobKilled, match="does not prove that there was none"):
+        job.reload().run()
+    assert outside.calls["submit"] == 0
+
+
+def test_a_kill_of_a_held_job_waits_until_the_outside_can_be_asked(
+    database: Database, outside: MemoryBackend
+) -> None:
+    job = MemoryMonitorJob(poll_interval=0.05).store()
+    restoring.hold_all(database)
+    external_id = submitted_since(outside, job)
+    outside.order(Fault.ERROR, "find", times=2)
+    job.request_kill()
+    with pytest.raises(JobKilled):
+        job.reload().run()
     assert outside.jobs[external_id].phase is Phase.CANCELLED

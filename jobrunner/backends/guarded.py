@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.backends import checks
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from jobrunner.settings import ConnectionSettings
 
 log = get_logger(__name__)
+
+IsHeld = Callable[[Sequence[str]], Awaitable[set[str]]]
+"""Tells which of some external ids other jobs of the connection hold."""
 
 _LEFT_A_KEY = 3  # calls for the very same ids that never ended: then no more are made for these
 _LEFT_MOST = 1_000  # of all its calls
@@ -47,9 +50,20 @@ class GuardedBackend:
         return checks.submitted(await self._call("submit", (token,), spec, token))
 
     async def find(
-        self, spec: Mapping[str, Any], token: str, since: dt.datetime, **more: Any
+        self,
+        spec: Mapping[str, Any],
+        token: str,
+        since: dt.datetime,
+        *,
+        baseline: str | None,
+        is_held: IsHeld,
     ) -> Found | Absent | Unsure:
-        """Prove what became of a submission."""
+        """Prove what became of a submission.
+
+        `baseline`: what was outside before it, as stored; `is_held`: which of some ids other jobs hold. Both
+        are for a backend that has baselines.
+        """
+        more = {"baseline": baseline, "is_held": is_held} if self.has_baseline else {}
         answer = await self._call("find", (token,), spec, token, since, **more)
         with contained("the answer of find"):
             return checks.proof_of(answer, self._say)

@@ -35,7 +35,9 @@ def is_unattended(row: Mapping[Any, Any]) -> bool:
     `row`: as from `queries.shown`.
     """
     if row["state"] == JobState.QUEUED:
-        return row["external_id"] is not None or row["submit_started_at"] is not None
+        has_begun = row["external_id"] is not None or row["submit_started_at"] is not None
+        # A hold bars no kill, and a row that was restored does not know what was begun since.
+        return has_begun or (row["held_at"] is not None and row["kill_requested_at"] is not None)
     return row["state"] == JobState.RUNNING and not row["alive"]
 
 

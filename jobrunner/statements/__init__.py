@@ -19,7 +19,7 @@ from jobrunner.statements.claiming import (
     store_once,
 )
 from jobrunner.statements.ending import End, end, end_many, judged_by, release, release_many
-from jobrunner.statements.holding import HELD, free, held_rows, hold_live, say_held
+from jobrunner.statements.holding import HELD, UNFOUND, free, held_rows, hold_live, say_held
 from jobrunner.statements.killing import begin_cancel, request_kill
 from jobrunner.statements.observing import Sight, observe_many, tell
 from jobrunner.statements.probing import prove_writable
@@ -51,6 +51,7 @@ from jobrunner.statements.table import (
 __all__ = [
     "HELD",
     "PROTOCOL",
+    "UNFOUND",
     "Attempt",
     "Beaten",
     "Claim",

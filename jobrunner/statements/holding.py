@@ -10,6 +10,8 @@ from jobrunner.states import JobState
 
 HELD = "held: the database was restored from a backup, and the job may have run since"
 """What a held row shows until something better is known."""
+UNFOUND = "no work of it was found outside, which does not prove that there was none"
+"""What is known of a held job whose submission nobody outside knows."""
 
 
 def hold_live(conn: Connection, kept: Collection[str], actor: str) -> list[int]:

@@ -8,6 +8,7 @@ from sqlalchemy import (
     case,
     func,
     literal,
+    or_,
     select,
     update,
 )
@@ -28,8 +29,9 @@ from jobrunner.states import JobState
 def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | None) -> JobState | None:
     """Set the kill flag, once, on a job that has not ended, and return the state it stands in now.
 
-    A queued job of which nothing was ever submitted is killed at once: there is nothing to cancel.
-    None: there is no such job. Whoever set the flag first stands as the one who did.
+    A queued job of which nothing was ever submitted is killed at once: there is nothing to cancel. Not one
+    that is held after a restore, and that the outside may know (`submit_token`): it may have been submitted
+    since the backup. None: there is no such job. Whoever set the flag first stands as the one who did.
     """
     job, _ = tables()
     flag_is_new, words = job.c.kill_requested_at.is_(None), job.c.kill_reason.type
@@ -50,6 +52,7 @@ def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | No
         job.c.kill_requested_at.is_not(None),
         job.c.submit_started_at.is_(None),
         job.c.external_id.is_(None),
+        or_(job.c.held_at.is_(None), job.c.submit_token.is_(None)),
     )
     message = "killed before it started" + (f": {reason}" if reason else "")
     with_event(

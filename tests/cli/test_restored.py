@@ -35,3 +35,13 @@ def test_the_command_line_lists_what_is_held_and_takes_a_confirmation(jobrunner:
     assert jobrunner("db", "restored", "--ask", "--confirm", "1").is_refused("one of")
     assert jobrunner("db", "restored", "--confirm", "99").is_refused("99", "not held")
     assert jobrunner("db", "restored", "--confirm", str(job_id)).says("No job is held")
+
+
+def test_a_kill_of_a_held_job_looks_for_its_work_before_it_says_killed(jobrunner: CommandLine) -> None:
+    job_id = jobrunner("start", "process", "--detach", "--json", "--", "true").json["id"]
+    with closing(sqlite3.connect(jobrunner.database)) as live, live:
+        live.execute("UPDATE job SET held_at = datetime('now')")
+    answer = jobrunner("kill", str(job_id))
+    assert answer.code == 0
+    assert "killed" in answer.out
+    assert "does not prove that there was none" in answer.out
