@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
+from jobrunner import statements
 from jobrunner.clock import utcnow
 from jobrunner.database import Database
 from jobrunner.errors import (
@@ -26,6 +27,7 @@ from jobrunner.errors import (
 )
 from jobrunner.models import BaseJob, ProcessMonitorJob, UnknownJob
 from jobrunner.settings import configure
+from jobrunner.statements import Claim
 from jobrunner.states import JobState
 from tests.helpers import CodeJob, Run, beat_for_ever, events_of, insert_job, plain_sql, row_of
 
@@ -602,3 +604,19 @@ def test_the_output_of_a_job_without_parts_is_under_its_external_id(sqlite_datab
     for part in ({"child": 0}, {"node": 1}):
         with pytest.raises(UsageError, match=r"A ProcessMonitorJob has no children or nodes: leave --child"):
             job.log_id(**part)
+
+
+def test_own_code_is_beaten_for_until_its_end_is_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, seen, give_up_s = statements.end, set[dt.datetime](), time.monotonic() + 60
+
+    def refuse(connection: Connection, claim: Claim, state: JobState, message: str) -> bool:
+        seen.add(row_of(database, claim.job_id)["latest_heartbeat"])
+        if len(seen) < 4 and time.monotonic() < give_up_s:
+            raise DatabaseUnavailable("The database takes no end now.")
+        return write(connection, claim, state, message)
+
+    monkeypatch.setattr(statements, "end", refuse)
+    CodeJob(heartrate=0.2).run()
+    assert len(seen) == 4

@@ -10,6 +10,8 @@ import signal
 import sys
 from contextlib import suppress
 
+from jobrunner.reaping import fork_to_reap, reaped_until
+
 _PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
     *(signal.SIGCONT, signal.SIGWINCH),
@@ -27,7 +29,7 @@ def leave_pid_1() -> None:
         with suppress(Exception):  # closed, or None
             stream.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # none is lost before there is a child
-    child = os.fork()
+    child = fork_to_reap()
     if child == 0:
         # A group of its own: Ctrl-C at a terminal would reach it twice, from there and from us.
         os.setpgid(0, 0)
@@ -54,8 +56,5 @@ def _reap_until_the_end_of(child: int) -> None:
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
+    code = reaped_until(child)
+    os._exit(code if code >= 0 else 128 - code)

@@ -6,7 +6,6 @@ with one line of JSON on its standard input (`Order`).
 
 import datetime as dt
 import json
-import os
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from jobrunner.database import Database, get_database
 from jobrunner.doubt import WriteOnce
 from jobrunner.errors import ClaimLost, DatabaseUnavailable, JobNotFound, JobrunnerError, UsageError, words_of
 from jobrunner.executors.family import Family
+from jobrunner.executors.guardian import go_on_under_guardian
 from jobrunner.logs import get_logger, log_as_lines
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
 from jobrunner.models.base_job import object_of
@@ -82,6 +82,7 @@ class Order:
 
 def main() -> int:
     """Run the job of the order; return the exit code."""
+    guardian = go_on_under_guardian()
     log_as_lines()
     order = Order.from_line(sys.stdin.buffer.readline())
     try:
@@ -109,7 +110,7 @@ def main() -> int:
         return ENDED
     signal.signal(signal.SIGTERM, _interrupting(job))
     try:
-        run_claimed(job, database, claim, Family.of(os.getpid(), order.runner_id).see_off)
+        run_claimed(job, database, claim, Family.around(guardian, order.runner_id).see_off)
     except KeyboardInterrupt:
         pass
     except JobrunnerError as error:

@@ -146,7 +146,10 @@ class Children:
         rows = await asyncio.to_thread(self._rows, list(self.by_job))
         for row, why in rows:
             child = self.by_job.get(row["id"])
-            if child is None or row["runner_id"] != child.runner_id or row["state"] is not JobState.RUNNING:
+            if child is None or row["runner_id"] != child.runner_id:
+                continue
+            # One whose job has ended by itself ends in its own time; a kill reaches it whatever its row says.
+            if row["state"] is not JobState.RUNNING and (why is None or row["state"] is JobState.SUCCESS):
                 continue
             if why is None:
                 child.over_since_s = None

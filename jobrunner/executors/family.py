@@ -30,12 +30,19 @@ class Family:
 
     child: ProcessIdentity | None
     runner_id: str
+    spared: frozenset[int] = frozenset()
+    """Processes of it that are left alone."""
     _known: set[_Mark] = field(default_factory=set)
 
     @classmethod
     def of(cls, pid: int, runner_id: str) -> Self:
         """Return the family of a child that has just been started."""
         return cls(ProcessIdentity.of(pid), runner_id)
+
+    @classmethod
+    def around(cls, guardian: int, runner_id: str) -> Self:
+        """Return the family of this process, but for itself and its guardian."""
+        return cls(ProcessIdentity.of(guardian), runner_id, frozenset({os.getpid(), guardian}))
 
     def signal(self, number: signal.Signals) -> None:
         """Signal each process that lives now, parents first."""
@@ -54,7 +61,7 @@ class Family:
             time.sleep(_LOOK_S)
 
     def see_off(self) -> str:
-        """End all but this process, with SIGTERM first; return what still lives, as `left` does."""
+        """End all but the spared, with SIGTERM first; return what still lives, as `left` does."""
         give_up_s = monotonic_s() + _TERMINATE_S
         self.signal(signal.SIGTERM)
         while self._live() and monotonic_s() < give_up_s:
@@ -82,7 +89,7 @@ class Family:
                 or variable_of(stat.pid, CHILD_VARIABLE) == self.runner_id
             ) and (is_root or variable_of(stat.pid, _RECORD_VARIABLE) in {None, own_record}):
                 ours.add(stat.pid)
-        live = [table[pid] for pid in ours if not table[pid].has_ended and pid != os.getpid()]
+        live = [table[pid] for pid in ours if not table[pid].has_ended and pid not in self.spared]
         self._known |= {(stat.pid, stat.started) for stat in live}
         return sorted(live, key=lambda stat: (stat.started, stat.pid))
 

@@ -1,16 +1,23 @@
-"""Who beats for a job of own code while its clean-up runs: its own thread is busy with that."""
+"""Who beats for a job of own code while its own thread is busy: with a clean-up, or the write of its end."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from jobrunner.clock import monotonic_s
+from jobrunner.database import Database
 from jobrunner.errors import ClaimLost, DatabaseError
-from jobrunner.heartbeat import Pacer
+from jobrunner.heartbeat import Beater, BeatHealth, Pacer
 from jobrunner.logs import get_logger
+from jobrunner.statements import Claim
 
 log = get_logger(__name__)
+
+_EARLY = 0.25
+"""Of a heartrate, the time until a beat that failed is tried again, and at least until the first one."""
+_LAST_BEAT_S = 1.0
 
 
 class Attendant:
@@ -50,3 +57,34 @@ class Attendant:
                 self._beat()
         except (ClaimLost, DatabaseError) as error:
             log.warning("a job is not attended to any more", error=error)
+
+
+@contextmanager
+def beating_on(database: Database, claim: Claim, pacer: Pacer, health: BeatHealth) -> Iterator[None]:
+    """Beat within it, on a thread and a connection of its own: whatever takes long must not lose the job."""
+    over = threading.Event()
+    args = (database, claim, pacer, health, over)
+    thread = threading.Thread(target=_beat_on, args=args, name="jobrunner-end", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_LAST_BEAT_S)  # one that hangs must not hold up the end
+
+
+def _beat_on(
+    database: Database, claim: Claim, pacer: Pacer, health: BeatHealth, over: threading.Event
+) -> None:
+    beater = Beater(database, claim.runner_id)
+    again_s = _EARLY * pacer.heartrate
+    wait_s = max(pacer.remaining_s(), again_s)  # most ends are written by then
+    while not over.wait(wait_s):
+        sent_s, wait_s = monotonic_s(), again_s
+        try:
+            if beater.beat([claim.job_id]):  # else it is locked, or no longer ours: the end says so
+                health.succeeded(sent_s)
+                wait_s = pacer.heartrate
+        except DatabaseError as error:
+            health.failed(error)
+    beater.close()

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from sqlalchemy import RowMapping
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,7 +26,7 @@ from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of
 from jobrunner.hints import Hints
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
-from jobrunner.models.attendant import Attendant
+from jobrunner.models.attendant import Attendant, beating_on
 from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
 from jobrunner.models.forks import end_copy
 from jobrunner.models.start import Start, owner_for
@@ -172,32 +172,37 @@ class OwnRun:
         if self.is_copy:
             end_copy()
         self.ended = True
-        said = {"job": self.claim.job_id, "state": state}
-        try:
-            row = self._written(state, message)
-        except KeyboardInterrupt:
-            log.warning("interrupted before the outcome was written: it is tried once more", **said)
-            try:
-                row = self._written(state, message)
-            except KeyboardInterrupt:
-                log.error("interrupted again: the outcome is not written", **said)
-                raise
+        with beating_on(self.database, self.claim, self._pacer, self.health):
+            row = self._written_once(state, message)
         ours = (state, self.claim.runner_id, self.claim.claims)
-        if row is None or (row["state"], row["runner_id"], row["claims"]) == ours:
-            return  # it was written now; or by an earlier try, of which only the answer was lost
+        if row is True or (row and (row["state"], row["runner_id"], row["claims"]) == ours):
+            return  # perhaps by an earlier try, of which only the answer was lost
         raise self._over(
             ClaimLost(f"{lost_because(self.claim, row)} Its outcome here, {state}, was not written.")
         )
 
-    def _written(self, state: JobState, message: str) -> RowMapping | None:
-        """Write the outcome; return the row where it does not take that, as it stands."""
+    def _written_once(self, state: JobState, message: str) -> RowMapping | Literal[True] | None:
+        """Write the outcome, once more after an interrupt; return as `_written`."""
+        said = {"job": self.claim.job_id, "state": state}
+        try:
+            return self._written(state, message)
+        except KeyboardInterrupt:
+            log.warning("interrupted before the outcome was written: it is tried once more", **said)
+        try:
+            return self._written(state, message)
+        except KeyboardInterrupt:
+            log.error("interrupted again: the outcome is not written", **said)
+            raise
+
+    def _written(self, state: JobState, message: str) -> RowMapping | Literal[True] | None:
+        """Write the outcome; return True, or the row that did not take it, None where there is none."""
         give_up_s = monotonic_s() + OUTCOME_PATIENCE_S
         retry = Retry(most_s=min(_PROMPT_MOST_S, _PROMPT * self._pacer.heartrate))
         while True:
             try:
                 with self.database.write() as connection:
                     if statements.end(connection, self.claim, state, message):
-                        return None
+                        return True
                     return statements.look(connection, [self.claim.job_id]).get(self.claim.job_id)
             except DatabaseError as error:
                 if monotonic_s() > give_up_s:
@@ -206,15 +211,7 @@ class OwnRun:
                     log.warning(
                         "outcome cannot be written yet", job=self.claim.job_id, state=state, error=error
                     )
-            self._beat_on()
             time.sleep(retry.next_s())
-
-    def _beat_on(self) -> None:
-        """Beat, if that is due, for a job that has ended but for the write of it."""
-        if self._pacer.remaining_s() <= 0:
-            self._pacer.restart()
-            with suppress(DatabaseError):  # the write that comes next says what is wrong
-                self._beater.beat([self.claim.job_id])
 
     def end_early(self, job: "BaseJob", state: JobState, message: str) -> NoReturn:
         """End a job before its code does: `on_kill`, then the state, then the error that says so.

@@ -45,6 +45,17 @@ def test_orphans_are_reaped_and_the_exit_codes_of_its_own_children_are_its_own()
     assert process.returncode == 5
 
 
+def test_the_exit_code_is_known_where_the_container_has_sigchld_ignored() -> None:
+    program = "from jobrunner.cli.init import leave_pid_1; import os; leave_pid_1(); os._exit(5)"
+    arguments = [sys.executable, "-c", program]
+    ignore = "import os, signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    start = f"{ignore}; os.execv({arguments[0]!r}, {arguments!r})"
+    done = subprocess.run(
+        [*UNSHARE, sys.executable, "-c", start], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (5, "")
+
+
 def test_signals_reach_the_command_and_its_end_by_one_is_told_as_a_shell_tells_it() -> None:
     with as_pid_1(
         """

@@ -103,6 +103,23 @@ class WithDaemon(Patient):
         super()._execute()
 
 
+class WithLostDaemon(Patient):
+    """As `WithDaemon`, and nothing in the daemon's environment says whose it is."""
+
+    def _execute(self) -> None:
+        stubborn = f"trap '' TERM; echo daemon $$ >> {self.notes}; while :; do sleep 0.1; done"
+        subprocess.run(["sh", "-c", '(setsid env -i sh -c "$0" &)', stubborn], check=True)
+        super()._execute()
+
+
+class HangOnKill(Patient):
+    """Beats until it is killed, and then cleans up for longer than its grace."""
+
+    def on_kill(self) -> None:
+        time.sleep(self.heartrate * 10)
+        self.note("cleaned up")
+
+
 class ExitOnKill(Patient):
     """Beats until it is killed, and then leaves without a word."""
 

@@ -1,5 +1,6 @@
 """How the job of a child process ends, by whatever way the child itself ends."""
 
+import asyncio
 import io
 import os
 import signal
@@ -15,6 +16,7 @@ from jobrunner.models import BaseJob
 from jobrunner.settings import configured
 from jobrunner.statements import new_runner_id
 from jobrunner.states import JobState
+from jobrunner.sweeper import see_off
 from tests.helpers import insert_job, plain_sql, row_of
 from tests.runner.support import in_loop, soon
 from tests.worker import own_jobs
@@ -73,6 +75,33 @@ async def test_a_child_that_leaves_while_it_is_killed_is_killed(
 
 
 @in_loop
+async def test_a_clean_up_that_takes_long_is_no_silence(
+    sqlite_database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "OBEY_S", 60.0)
+    job_id = store(own_jobs.HangOnKill, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="ana")
+        # Whoever asks for the kill looks whether its process is silent.
+        await asyncio.to_thread(see_off, sqlite_database, job_id)
+        assert await until_ended(sqlite_database, job_id) == (JobState.KILLED, "killed by ana")
+        assert said(notes) == ["ran", "cleaned up"]
+
+
+@in_loop
+async def test_a_kill_reaches_a_child_whose_job_was_given_up_as_lost(
+    sqlite_database: Database, sqlite_url: str, notes: Path
+) -> None:
+    job_id = store(own_jobs.Hang, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: "ran" in said(notes))
+        BaseJob.get(job_id).request_kill(by="ana")
+        plain_sql(sqlite_url, f"UPDATE job SET state = 'lost' WHERE id = {job_id}")
+        await soon(lambda: all_dead(notes))
+
+
+@in_loop
 async def test_a_child_that_others_terminate_is_failed(sqlite_database: Database, notes: Path) -> None:
     job_id = store(own_jobs.Compute, notes)
     async with a_worker(sqlite_database):
@@ -98,11 +127,12 @@ async def test_of_a_kill_and_a_timeout_the_first_one_counts(
         assert (await until_ended(sqlite_database, job_id))[0] is state
 
 
+@pytest.mark.parametrize("job_class", [own_jobs.WithDaemon, own_jobs.WithLostDaemon])
 @in_loop
 async def test_a_killed_child_leaves_no_daemon_behind_when_it_counts_as_killed(
-    sqlite_database: Database, notes: Path
+    sqlite_database: Database, notes: Path, job_class: type[BaseJob]
 ) -> None:
-    job_id = store(own_jobs.WithDaemon, notes)
+    job_id = store(job_class, notes)
     async with a_worker(sqlite_database):
         await soon(lambda: sorted(said(notes)) == ["daemon", "ran"])
         daemon = pids(notes)[said(notes).index("daemon")]
