@@ -26,6 +26,15 @@ def is_duration(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= SECONDS_MOST
 
 
+INTERVAL_LEAST = 0.01
+"""Seconds: the shortest heartrate, and the shortest poll interval, that anybody can keep."""
+
+
+def is_interval(value: object) -> TypeGuard[float]:
+    """Whether it is a number of seconds between two beats, or two looks, that can be kept."""
+    return is_duration(value) and value >= INTERVAL_LEAST
+
+
 def monotonic_s() -> float:
     """Return seconds on a clock that never goes back and counts the time asleep."""
     return time.clock_gettime(_CLOCK_ID)

@@ -99,6 +99,10 @@ def _translate_driver(error: DBAPIError, reason: str, shown_url: str) -> Databas
 def _hint(error: DBAPIError, reason: str) -> str:
     if "unsupported startup parameter" in reason:
         return ": a pooler refuses connection options, set postgres_options = false"
+    if "statement pooling mode" in reason:
+        return (
+            ": let the pooler give a connection for a transaction or a session, as by pool_mode = transaction"
+        )
     # Without a statement it was the connection itself that failed.
     return ": see that it runs, and that database_url is right" if error.statement is None else ""
 

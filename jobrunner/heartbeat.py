@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 
 from jobrunner import statements
-from jobrunner.clock import SECONDS_MOST, is_duration, monotonic_s, utcnow
+from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_interval, monotonic_s, utcnow
 from jobrunner.database import Database, driver_connection
 from jobrunner.driver_errors import is_connection_lost
 from jobrunner.errors import DatabaseUnavailable, UsageError
@@ -32,10 +32,10 @@ def check_rate(heartrate: float, grace_multiplier: float) -> None:
 
     `heartrate`: seconds between beats. `grace_multiplier`: how many of them may pass in silence.
     """
-    if not is_duration(heartrate):
+    if not is_interval(heartrate):
         raise UsageError(
-            f"A heartrate of {heartrate!r} cannot be kept: give seconds between beats, more than 0 and "
-            f"at most {SECONDS_MOST:g}."
+            f"A heartrate of {heartrate!r} cannot be kept: give seconds between beats, at least "
+            f"{INTERVAL_LEAST:g} and at most {SECONDS_MOST:g}."
         )
     check_grace(grace_multiplier)
 

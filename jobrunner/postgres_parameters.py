@@ -2,6 +2,8 @@
 
 import ipaddress
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,7 @@ def _with_service(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _service(name: str) -> dict[str, str] | None:
-    own = os.environ.get("PGSERVICEFILE") or Path("~/.pg_service.conf").expanduser()
-    for path in (
-        Path(own),
-        Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"), "pg_service.conf"),
-    ):
+    for path in _service_files():
         try:
             lines = path.read_text().splitlines()
         except (OSError, ValueError):
@@ -44,6 +42,12 @@ def _service(name: str) -> dict[str, str] | None:
         if found is not None:
             return found
     return None
+
+
+def _service_files() -> Iterator[Path]:
+    with suppress(RuntimeError):  # neither HOME nor an entry in the password database: there is no such file
+        yield Path(os.environ.get("PGSERVICEFILE") or Path("~/.pg_service.conf").expanduser())
+    yield Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common"), "pg_service.conf")
 
 
 def _section(lines: list[str], name: str) -> dict[str, str] | None:

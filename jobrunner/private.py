@@ -1,5 +1,6 @@
 """Files and directories that their owner alone may read, whatever the umask."""
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -26,7 +27,7 @@ def make_private_directory(path: Path) -> None:
             each.chmod(_DIRECTORY)
     mode = path.stat().st_mode
     if not stat.S_ISDIR(mode):
-        raise FileExistsError(f"{path} is not a directory")
+        raise FileExistsError(errno.EEXIST, "it is not a directory", str(path))
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
         log.warning(f"other users may write to {path}: run `chmod go-w` on it", mode=f"{mode & 0o777:o}")
 

@@ -53,6 +53,11 @@ _PORT = re.compile(r"\d+(?=[/?#])")
 _ASSIGNMENT = re.compile(
     r"(?P<before>(?:^|[\s?&;,'\"])-{0,2})(?P<name>[A-Za-z_][\w.-]*)=(?P<value>'[^']*'|\"[^\"]*\"|[^&\s;]+)"
 )
+_CONNINFO = re.compile(
+    r"(?P<before>(?:^|\s))(?P<name>\w+)(?P<sign>\s*=\s*)(?P<value>'(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)+)",
+    re.DOTALL,
+)
+"""A word of libpq's other form, `host=db password='it\\'s one'`: blanks may stand around its sign."""
 _AUTHORIZATION = re.compile(
     r"\b(?:proxy-)?authorization\s*[:=]\s*(?:bearer\s+|basic\s+)?(?P<value>[^\s'\"]+)", re.IGNORECASE
 )
@@ -127,6 +132,8 @@ def mask_value(key: str, value: object) -> str:
     if key.lower().endswith("url") and "@" in text and not _ANY_URL.match(text):
         # No URL, but meant as one: what stands before the @ may be a password.
         text = f"{MASK}{text[text.rindex('@') :]}"
+    if key.lower().endswith("url") and not _ANY_URL.match(text):
+        text = _CONNINFO.sub(_masked_word, text)
     return mask_url(text)
 
 
@@ -188,6 +195,11 @@ def _text_holds_secret(text: str) -> bool:
     if any(_is_literal(found["value"]) for found in _AUTHORIZATION.finditer(text)):
         return True
     return any(_is_literal(found[2]) for found in _AUTHORITY.finditer(text))
+
+
+def _masked_word(found: re.Match[str]) -> str:
+    value = MASK if looks_secret(found["name"]) else found["value"]
+    return f"{found['before']}{found['name']}{found['sign']}{value}"
 
 
 def _masked_assignment(found: re.Match[str]) -> str:

@@ -44,19 +44,25 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
 
 def _refuse_beside_workers(connection: Connection, database: Database, version: str) -> None:
-    """Refuse while workers beat: they are of the version that made this schema, and know no newer rules."""
+    """Refuse while workers beat: they are of the version that made this schema, and know no other rules."""
     beating = worklist.workers(connection, database.settings.grace_multiplier)
     if beating:
         which = ", ".join(f"job {row['id']} (process {row['pid']} on {row['hostname']})" for row in beating)
         raise UsageError(
-            f"Older workers still run on the schema {version} of {database.shown_url}: {which}. "
-            "Stop them first, with SIGTERM: their jobs wait until a newer worker starts."
+            f"Workers still run on the schema {version} of {database.shown_url}: {which}. "
+            "Stop them first, with SIGTERM: their jobs wait until a worker of the other version starts."
         )
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take the schema down to `revision`, losing what only the newer one holds."""
+    """Take the schema down to `revision`, losing what only the newer one holds.
+
+    Raises as `upgrade`: the workers that beat need what is taken away.
+    """
     with locked(database) as connection:
+        version = _version(connection)
+        if version is not None:
+            _refuse_beside_workers(connection, database, version)
         _run(command.downgrade, connection, revision)
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from jobrunner import known_secrets, paths
+from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST
 from jobrunner.database_url import DatabaseUrl
 from jobrunner.errors import SettingsError
 from jobrunner.redaction import mask_value, remember_secrets
@@ -50,7 +51,8 @@ def _at_most(limit: float) -> AfterValidator:
 
 
 _Finite = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Seconds = Annotated[_Finite, Field(gt=0), _at_most(1e9)]
+Seconds = Annotated[_Finite, Field(gt=0), _at_most(SECONDS_MOST)]
+Interval = Annotated[_Finite, Field(ge=INTERVAL_LEAST), _at_most(SECONDS_MOST)]
 TimeoutSeconds = Annotated[_Finite, Field(ge=0.001), _at_most(2e6)]  # PostgreSQL: milliseconds in 32 bits
 
 
@@ -63,8 +65,8 @@ class JobTypeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    heartrate: Seconds | None = None
-    poll_interval: Seconds | None = None
+    heartrate: Interval | None = None
+    poll_interval: Interval | None = None
 
 
 class ConnectionSettings(BaseModel):
@@ -107,10 +109,10 @@ class Settings(BaseSettings):
     database_url: str | None = None
     listen_url: str | None = None
     data_dir: Path = Field(default_factory=_user_data_dir)
-    heartrate: Seconds = 5.0
+    heartrate: Interval = 5.0
     grace_multiplier: Annotated[_Finite, Field(gt=1), _at_most(1e6)] = 2.1
     host_grace_s: Seconds = 3600.0
-    poll_interval: Seconds | None = None
+    poll_interval: Interval | None = None
     prepare_threshold: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**31 - 1)] | None = 5
     postgres_options: bool = True
     statement_timeout_s: TimeoutSeconds = 30.0

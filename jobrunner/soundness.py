@@ -4,11 +4,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_interval
 from jobrunner.sqltypes import BlobText
 
-SHORTEST_S = 0.01
-"""Seconds: the shortest heartrate, and the shortest poll interval, that anybody can keep."""
-_LONGEST_S = 1e9
 _SHOWN = 60  # characters of what stands there
 
 _TEXTS = (
@@ -45,10 +43,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_interval(value: Any) -> bool:
-    return _is_number(value) and SHORTEST_S <= value <= _LONGEST_S
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -59,16 +53,16 @@ def _is_policy(value: Any) -> bool:
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 
-_INTERVAL = f"a number of seconds from {SHORTEST_S:g} to {_LONGEST_S:g}"
+_INTERVAL = f"a number of seconds from {INTERVAL_LEAST:g} to {SECONDS_MOST:g}"
 _OF_ALL: tuple[_Rule, ...] = (
-    ("heartrate", _is_interval, _INTERVAL),
+    ("heartrate", is_interval, _INTERVAL),
     ("claims", _is_count, "a count"),
     ("spec", lambda value: value is None or isinstance(value, dict), "a JSON object"),
 )
 _OF_MONITORED: tuple[_Rule, ...] = (
     ("submit_token", bool, "the token of a submission"),
     ("attempt", _is_count, "a count"),
-    ("poll_interval", lambda value: value is None or _is_interval(value), _INTERVAL),
+    ("poll_interval", lambda value: value is None or is_interval(value), _INTERVAL),
     (
         "start_timeout",
         lambda value: value is None or (_is_number(value) and value > 0),

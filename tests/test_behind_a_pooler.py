@@ -125,6 +125,15 @@ def test_a_pooler_that_refuses_options_is_named_with_the_setting_that_helps(
         assert insert_job(get_database())
 
 
+def test_a_pooler_that_knows_no_transactions_is_named_with_the_setting_that_helps(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    with pooled_database(postgres, postgres_url, pool_mode="statement") as pooled:
+        configure(database_url=pooled.url, postgres_options=False)
+        with pytest.raises(DatabaseError, match="pool_mode = transaction"):
+            get_database()
+
+
 @pytest.mark.parametrize("pool_mode", ["transaction", "session"])
 def test_a_listen_url_that_leads_to_a_pooler_is_not_listened_on(
     postgres: Postgres, postgres_url: str, pool_mode: str

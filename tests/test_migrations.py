@@ -317,6 +317,9 @@ def test_an_upgrade_waits_for_older_workers_to_stop_and_names_them(
     plain_sql(empty_database_url, "UPDATE job SET heartrate = 60 WHERE id = 1")
     schema.upgrade(unmigrated)  # there is nothing to do
     assert unmigrated.schema_version() == SCHEMA_VERSION
+    with pytest.raises(UsageError, match=rf"{SCHEMA_VERSION}.*: job 1 \(process 7 on mars\)\. Stop them"):
+        schema.downgrade(unmigrated, "0004")
+    assert unmigrated.schema_version() == SCHEMA_VERSION
     unmigrated.dispose()
 
 

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from jobrunner.cli.main import main
 from jobrunner.clock import is_duration
 from jobrunner.database import Database
-from jobrunner.errors import UsageError
+from jobrunner.errors import SettingsError, UsageError
+from jobrunner.settings import configure
 from jobrunner.testing import MemoryMonitorJob
 from tests.helpers import plain_sql
 
@@ -22,6 +23,20 @@ def test_a_job_is_not_made_with_seconds_that_no_row_can_hold(
 ) -> None:
     with pytest.raises(UsageError, match=r"cannot be kept: give seconds"):
         MemoryMonitorJob(**{option: seconds})
+
+
+@pytest.mark.parametrize("option", ["heartrate", "poll_interval"])
+def test_a_rhythm_that_no_worker_keeps_is_refused_wherever_it_is_given(
+    sqlite_database: Database, option: str
+) -> None:
+    short: dict[str, Any] = {option: 0.005}
+    with pytest.raises(UsageError, match=r"at least 0\.01"):
+        MemoryMonitorJob(**short)
+    for setting in (short, {"job_types": {"Mine": short}}):
+        with pytest.raises(SettingsError, match=r"must be 0\.01 or more"):
+            configure(**setting)
+    shortest: dict[str, Any] = {option: 0.01}
+    assert MemoryMonitorJob(**shortest).store().id
 
 
 def test_the_longest_time_can_be_stored(database: Database) -> None:

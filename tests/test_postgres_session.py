@@ -82,6 +82,17 @@ def test_a_service_file_is_heeded_with_its_options(
     assert in_force(get_database(), "lock_timeout") == "5s"
 
 
+def test_a_service_is_looked_for_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has_none(_self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PGSERVICEFILE", raising=False)
+    configure(database_url="postgresql://127.0.0.1:1/jobs?service=jobs")
+    monkeypatch.setattr(Path, "expanduser", has_none)
+    with pytest.raises(DatabaseUnavailable, match='definition of service "jobs" not found'):
+        get_database()
+
+
 def test_the_users_own_timeouts_win_and_what_jobrunner_depends_on_does_not_yield(postgres_url: str) -> None:
     own = quote(
         "-cstatement_timeout=7s -cdefault_transaction_isolation=serializable -csynchronous_commit=off"

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from jobrunner.backends.process import ProcessBackend
-from jobrunner.database import Database
+from jobrunner.database import Database, get_database
+from jobrunner.errors import DatabaseUnavailable
 from jobrunner.private import make_private_directory
-from jobrunner.settings import Settings
+from jobrunner.settings import Settings, configure
 
 
 @pytest.fixture(params=[0o022, 0o000, 0o277], ids=["usual", "none", "odd"])
@@ -110,3 +111,10 @@ def test_a_directory_that_others_can_write_to_is_said(
         make_private_directory(tmp_path)
     assert f"other users may write to {tmp_path}" in caplog.text
     assert mode_of(tmp_path) == 0o777
+
+
+def test_a_data_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    configure(data_dir=tmp_path / "data")
+    with pytest.raises(DatabaseUnavailable, match=r"data for the database cannot be made \(it is not a dir"):
+        get_database()

@@ -117,6 +117,21 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert mask_url(url) == shown
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("host=db password = hunter2 user=me", "host=db password = *** user=me"),
+        ("password='it\\'s hunter2' host=db", "password=*** host=db"),
+        ("password=a\\ hunter2 host=db", "password=*** host=db"),
+        ("host=db password=a;hunter2&more", "host=db password=***"),
+        ("password='hunter2 and no end", "password=***"),
+        ("host=db\npassword=hunter2", "host=db\npassword=***"),
+    ],
+)
+def test_a_url_in_the_other_form_of_libpq_is_shown_without_its_password(words: str, shown: str) -> None:
+    assert mask_value("database_url", words) == shown
+
+
 def test_a_value_is_masked_by_its_key_or_its_own_form() -> None:
     assert mask_value("client_secret", "x") == "***"
     assert mask_value("client_secret", "${env:X}") == "${env:X}"

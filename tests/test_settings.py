@@ -169,7 +169,7 @@ def test_a_refused_configure_changes_nothing() -> None:
     ("overrides", "sentence"),
     [
         ({"heartrat": 1}, 'unknown setting "heartrat" (code): did you mean "heartrate"?'),
-        ({"heartrate": 0}, "heartrate = 0 (code) must be greater than 0: correct it there"),
+        ({"heartrate": 0}, "heartrate = 0 (code) must be 0.01 or more: correct it there"),
         ({"heartrate": "x"}, "heartrate = x (code) must be a number: correct it there"),
         ({"heartrate": float("inf")}, "heartrate = inf (code) must be a finite number: correct it there"),
         ({"grace_multiplier": 1}, "grace_multiplier = 1 (code) must be greater than 1: correct it there"),
@@ -198,7 +198,7 @@ def test_a_wrong_value_in_the_environment_names_the_variable(monkeypatch: pytest
     monkeypatch.setenv("JOBRUNNER_HEARTRATE", "-1")
     assert (
         _problem()
-        == "heartrate = -1 (environment JOBRUNNER_HEARTRATE) must be greater than 0: correct it there"
+        == "heartrate = -1 (environment JOBRUNNER_HEARTRATE) must be 0.01 or more: correct it there"
     )
 
 

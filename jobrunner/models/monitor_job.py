@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from jobrunner import registry
 from jobrunner.backends.base import Backend, Observation
-from jobrunner.clock import SECONDS_MOST, is_duration
+from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_duration, is_interval
 from jobrunner.errors import SpecError, UsageError
 from jobrunner.models.base_job import BaseJob, check_exact
 from jobrunner.redaction import find_secret
@@ -56,12 +56,16 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         interval = (
             poll_interval or settings.poll_interval_for(type(self).__name__) or self.default_poll_interval
         )
-        for what, seconds in (("poll interval", poll_interval), ("start timeout", start_timeout)):
-            if seconds is not None and not is_duration(seconds):
-                raise UsageError(
-                    f"A {what} of {seconds!r} s cannot be kept: give seconds, more than 0 and at most "
-                    f"{SECONDS_MOST:g}."
-                )
+        if poll_interval is not None and not is_interval(poll_interval):
+            raise UsageError(
+                f"A poll interval of {poll_interval!r} s cannot be kept: give seconds, at least "
+                f"{INTERVAL_LEAST:g} and at most {SECONDS_MOST:g}."
+            )
+        if start_timeout is not None and not is_duration(start_timeout):
+            raise UsageError(
+                f"A start timeout of {start_timeout!r} s cannot be kept: give seconds, more than 0 and at "
+                f"most {SECONDS_MOST:g}."
+            )
         self._check_resubmit(resubmit or {}, kwargs.get("external_id"))
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]

@@ -106,7 +106,7 @@ def test_a_data_directory_that_cannot_be_made_is_one_sentence(jobrunner: Command
 
 
 def test_a_wrong_setting_is_one_sentence(jobrunner: CommandLine) -> None:
-    assert jobrunner("list", JOBRUNNER_HEARTRATE="-1").is_refused("JOBRUNNER_HEARTRATE", "greater than 0")
+    assert jobrunner("list", JOBRUNNER_HEARTRATE="-1").is_refused("JOBRUNNER_HEARTRATE", "0.01 or more")
     (jobrunner.directory / "jobrunner.toml").write_text("hartrate = 3\n")
     assert jobrunner("config").is_refused("hartrate", 'did you mean "heartrate"?')
 
