@@ -99,6 +99,8 @@ def _masked_password(found: re.Match[str]) -> str:
     password, _, place = (authority[0] if is_well_formed else rest).rpartition("@")
     if is_reference(password):
         return found[0]
+    if not is_well_formed and any(looks_secret(each["name"]) for each in _ASSIGNMENT.finditer(password)):
+        place = MASK  # the @ may stand in the option, and the rest of its value after it
     return f"{found['before']}:{MASK}@{place}{rest[authority.end() :] if is_well_formed else ''}"
 
 
@@ -129,11 +131,10 @@ def mask_value(key: str, value: object) -> str:
         return "[" + ", ".join(mask_value("", item) for item in value) + "]"
     if _PRIVATE_KEY.search(text):
         return MASK
-    if key.lower().endswith("url") and "@" in text and not _ANY_URL.match(text):
-        # No URL, but meant as one: what stands before the @ may be a password.
-        text = f"{MASK}{text[text.rindex('@') :]}"
     if key.lower().endswith("url") and not _ANY_URL.match(text):
         text = _CONNINFO.sub(_masked_word, text)
+        if "@" in text:  # no URL, but meant as one: what stands before the @ may be a password
+            text = f"{MASK}{text[text.rindex('@') :]}"
     return mask_url(text)
 
 

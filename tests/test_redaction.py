@@ -103,6 +103,8 @@ def test_a_harmless_name_is_left_alone(key: str) -> None:
             "postgresql://db/x?user=me&password=pw&sslmode=on",
             "postgresql://db/x?user=me&password=***&sslmode=on",
         ),
+        ("postgresql://db:5432/x?user=me&password=p@w", "postgresql://db:***@***"),
+        ("postgresql://me:p?w@db/x", "postgresql://me:***@db/x"),
         ("http://host:8000/a@b", "http://host:8000/a@b"),
         ("http://host:8000/api?page=2", "http://host:8000/api?page=2"),
         ("postgresql://me@db/x", "postgresql://me@db/x"),
@@ -125,6 +127,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
         ("password=a\\ hunter2 host=db", "password=*** host=db"),
         ("host=db password=a;hunter2&more", "host=db password=***"),
         ("password='hunter2 and no end", "password=***"),
+        ("host=db password='p@hunter2'", "host=db password=***"),
         ("host=db\npassword=hunter2", "host=db\npassword=***"),
     ],
 )
