@@ -151,7 +151,7 @@ def silent(conn: Connection, most: int) -> list[RowMapping]:
     columns = (
         *(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate),
         *(job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
-        job.c.kill_requested_at,
+        *(job.c.host_uid, job.c.kill_requested_at),
     )
     statement = select(*columns, age_s(job.c.latest_heartbeat).label("age_s"))
     statement = statement.where(_has_missed_a_beat()).order_by(job.c.id).limit(most)

@@ -84,6 +84,8 @@ class Sweeping:
                 if row["age_s"] >= self._settings.host_grace_s:
                     silent_h = row["age_s"] / 3600
                     to_lose[seen] = f"its host {row['hostname']} has been silent for {silent_h:.1f} h"
+            elif row["host_uid"] not in {None, identity.uid()}:
+                continue  # only that user's workers may
             elif serving.why_not(row["job_type"], row["connection"]) is not None:
                 continue  # others may
             elif serving.is_monitored(row["job_type"]):

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, RowMapping
 
-from jobrunner import statements, worklist
+from jobrunner import identity, statements, worklist
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnavailable, SettingsError
 from jobrunner.models import BaseJob
+from jobrunner.statements import Sighting
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryBackend, MemoryMonitorJob, use_backend
 from jobrunner.worker import WorkerJob, taking
@@ -274,6 +276,29 @@ async def test_an_orphan_of_an_unservable_kind_is_left_to_others(database: Datab
         async with a_worker(database) as working:
             await soon(lambda: working.jobs == {known})
         assert look(database, elsewhere, "state", "claims") == (JobState.RUNNING, 1)
+
+
+@in_loop
+async def test_an_orphan_of_another_user_is_not_tried_again_and_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adopt, tried = statements.adopt_many, set[int]()
+
+    def note(connection: Connection, seen: list[Sighting], *args: Any) -> list[RowMapping]:
+        tried.update(each.job_id for each in seen)
+        return adopt(connection, seen, *args)
+
+    monkeypatch.setattr(statements, "adopt_many", note)
+    with outside() as backend:
+        here, somebody = identity.host_id(), identity.uid() + 1
+        other = an_orphan(database, backend, host_id=here, host_uid=somebody)
+        first = an_orphan(database, backend)
+        async with a_worker(database) as working:
+            await soon(lambda: working.jobs == {first})
+            second = an_orphan(database, backend)  # by then the other user's has been judged, too
+            await soon(lambda: working.jobs == {first, second})
+        assert look(database, other, "state", "claims") == (JobState.RUNNING, 1)
+    assert tried == {first, second}
 
 
 @in_loop
