@@ -80,9 +80,8 @@ class Order:
         return Sighting(self.job_id, runner_id, claims, dt.datetime.fromisoformat(beat))
 
 
-def main() -> int:
-    """Run the job of the order; return the exit code."""
-    guardian = go_on_under_guardian()
+def main(guardian: int) -> int:
+    """Run the job of the order; return the exit code. `guardian`: the process that its code descends from."""
     log_as_lines()
     order = Order.from_line(sys.stdin.buffer.readline())
     try:
@@ -209,4 +208,4 @@ def _interrupting(job: BaseJob) -> Callable[[int, FrameType | None], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(go_on_under_guardian()))

@@ -157,6 +157,6 @@ def test_a_job_that_is_deleted_while_its_class_cannot_be_loaded_leaves_no_traceb
     order = child.Order(job_id, new_runner_id(), "LocalExecutor", configured())
     monkeypatch.setattr(child, "_made", made)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(order.to_line())))
-    assert child.main() == child.ENDED
+    assert child.main(os.getpid()) == child.ENDED
     assert "was deleted" in caplog.text
     assert "Traceback" not in caplog.text
