@@ -2,6 +2,7 @@
 
 import datetime as dt
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -620,3 +621,20 @@ def test_own_code_is_beaten_for_until_its_end_is_written(
     monkeypatch.setattr(statements, "end", refuse)
     CodeJob(heartrate=0.2).run()
     assert len(seen) == 4
+
+
+def test_a_copy_that_is_forked_in_a_heartbeat_callback_commits_nothing(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call_back(job: CodeJob, session: Session) -> None:
+        session.execute(text("UPDATE job SET dag_id = 'of the copy' WHERE id = :id"), {"id": job.id})
+        copy = os.fork()
+        if copy:
+            os.waitpid(copy, 0)
+            session.rollback()
+
+    monkeypatch.setattr(CodeJob, "heartbeat_callback", call_back)
+    job = CodeJob(lambda job: job.heartbeat(), heartrate=0.05)
+    job.run()
+    row = row_of(postgres_database, job.id)
+    assert (row["state"], row["dag_id"]) == (JobState.SUCCESS, None)

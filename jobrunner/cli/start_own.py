@@ -50,6 +50,7 @@ def own(
     from jobrunner.cli.live import Live
     from jobrunner.cli.output import log_as_words
     from jobrunner.errors import UsageError
+    from jobrunner.executors.family import Family
     from jobrunner.models import MonitorJob
     from jobrunner.resources import KEY
 
@@ -70,7 +71,9 @@ def own(
         return queue(job, as_json=as_json)
     # The output of code that runs in this process would tear a live line apart.
     with Live(as_json=as_json, quiet=not is_watched) as live:
-        job.executor = registry.load_executor_class("LocalExecutor")(on_started=live.started)
+        see_off = None if is_watched else Family.of_this_process().see_off
+        make: Any = registry.load_executor_class("LocalExecutor")
+        job.executor = make(on_started=live.started, see_off=see_off)
         if is_watched:
             return watch_to_the_end(job.run, live)
         return run_own_code(job.run, live)

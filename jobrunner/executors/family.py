@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -43,6 +44,12 @@ class Family:
     def around(cls, guardian: int, runner_id: str) -> Self:
         """Return the family of this process, but for itself and its guardian."""
         return cls(ProcessIdentity.of(guardian), runner_id, frozenset({os.getpid(), guardian}))
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        """Return the family of this process, but for itself; what it starts from now on is marked."""
+        mark = os.environ[CHILD_VARIABLE] = uuid.uuid4().hex
+        return cls(ProcessIdentity.of(os.getpid()), mark, frozenset({os.getpid()}))
 
     def signal(self, number: signal.Signals) -> None:
         """Signal each process that lives now, parents first."""

@@ -44,13 +44,19 @@ class LocalExecutor:
     `on_exit`: what SIGTERM, Ctrl-C or a closed terminal means for the work: `release` leaves it
     running, to be attached to; `kill` kills it and waits until it has ended; a second signal releases
     it at once.
-    `on_started` is called with the job's id as soon as it stands in the database.
+    `on_started` is called with the job's id as soon as it stands in the database. `see_off` ends what the
+    job's own code has started, where the process is the job's alone, and returns what still lives.
     """
 
     def __init__(
-        self, *, on_exit: OnExit = "release", on_started: Callable[[int], None] | None = None
+        self,
+        *,
+        on_exit: OnExit = "release",
+        on_started: Callable[[int], None] | None = None,
+        see_off: Callable[[], str] | None = None,
     ) -> None:
         self.on_started = on_started
+        self.see_off = see_off
         self._on_exit = on_exit
 
     def run_monitor_job(self, job: MonitorJob) -> None:

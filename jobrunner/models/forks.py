@@ -3,7 +3,8 @@
 import os
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 
@@ -24,3 +25,17 @@ def end_copy(error: BaseException | None = None) -> NoReturn:
         with suppress(Exception):  # closed, or None
             stream.flush()
     os._exit(code & 0xFF)
+
+
+@contextmanager
+def ending_copies() -> Iterator[None]:
+    """End each copy that is forked within it where its code leaves this, by whatever way."""
+    pid = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() != pid:
+            end_copy(error)
+        raise
+    if os.getpid() != pid:
+        end_copy()

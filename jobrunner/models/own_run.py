@@ -28,7 +28,7 @@ from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.models.attendant import Attendant, beating_on
 from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
-from jobrunner.models.forks import end_copy
+from jobrunner.models.forks import end_copy, ending_copies
 from jobrunner.models.start import Start, owner_for
 from jobrunner.retry import Retry
 from jobrunner.statements import Beaten, Claim
@@ -232,6 +232,14 @@ class OwnRun:
         assert self.verdict is not None  # a job is ended early by a kill or its timeout
         raise self.verdict
 
+    def seen_off(self, message: str) -> str:
+        """End what the code has started; return the message, with what could not be ended."""
+        if self.see_off is None:
+            return message
+        with beating_on(self.database, self.claim, self._pacer, self.health):
+            left = self.see_off()
+        return f"{message}; left behind: {left}" if left else message
+
     @contextmanager
     def _cleaning_up(self, job: "BaseJob", state: JobState, message: str) -> Iterator[None]:
         def end() -> None:
@@ -283,15 +291,11 @@ class OwnRun:
 
 def call_on_kill(job: "BaseJob") -> None:
     """Call `on_kill`; whatever it raises is logged: a clean-up that fails or exits does not stop the kill."""
-    pid = os.getpid()
     try:
-        job.on_kill()
+        with ending_copies():
+            job.on_kill()
     except BaseException as error:  # sys.exit() and Ctrl-C, too: the job ends here in any case
-        if os.getpid() != pid:
-            end_copy(error)
         log.error("on_kill failed", job=job.id, error=error, exc_info=True)
-    if os.getpid() != pid:
-        end_copy()
 
 
 def has_callback(job: "BaseJob") -> bool:
@@ -312,7 +316,8 @@ def call_back(job: "BaseJob", database: Database, seldom: Seldom) -> None:
     """Call `heartbeat_callback` with a session; what the database refuses it is logged and forgiven."""
     try:
         with database.session() as session:
-            job.heartbeat_callback(session=session)
+            with ending_copies():  # the session is the job's
+                job.heartbeat_callback(session=session)
             session.commit()
     except (SQLAlchemyError, DatabaseError) as error:
         seldom.warning(log, "heartbeat_callback failed", about=job.id, job=job.id, error=error)
@@ -323,7 +328,8 @@ def run_code(job: "BaseJob") -> None:
     with Start(get_database(), job, owner_for(job)) as start:
         taken = start.take()
         start.confirm()
-        run_claimed(job, start.database, taken.claim, hand_over=start.hand_over)
+        see_off = getattr(job.executor, "see_off", None)
+        run_claimed(job, start.database, taken.claim, see_off, hand_over=start.hand_over)
 
 
 def run_claimed(
@@ -384,7 +390,10 @@ def _end_after(job: "BaseJob", own: OwnRun, error: BaseException | None) -> None
     if _is_success(error):
         _finish(job, own, outcome.state, outcome.message)
     else:
-        _finish_after(job, own, outcome.state, outcome.message)
+        # Interrupted by its terminal, or by a signal: that is a kill as well.
+        is_killed = outcome.state is JobState.KILLED and not own.ended
+        message = own.seen_off(outcome.message) if is_killed else outcome.message
+        _finish_after(job, own, outcome.state, message)
 
 
 def _is_success(error: BaseException | None) -> bool:

@@ -156,7 +156,7 @@ def no_child_left(tmp_path: Path) -> Iterator[None]:
 def own_jobs(jobrunner: CommandLine) -> CommandLine:
     """The command line beside a module of a user's own jobs."""
     (jobrunner.directory / "my_jobs.py").write_text(
-        "import time\n"
+        "import subprocess, time\n"
         "from jobrunner.models import BaseJob\n"
         "class Quick(BaseJob):\n"
         "    def __init__(self, rows=1, label='', **kwargs):\n"
@@ -168,6 +168,11 @@ def own_jobs(jobrunner: CommandLine) -> CommandLine:
         "    def _execute(self):\n"
         "        while True:\n"
         "            self.heartbeat()\n"
+        "class WithProgram(Endless):\n"
+        "    def _execute(self):\n"
+        "        program = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "        print('program', program.pid, flush=True)\n"
+        "        super()._execute()\n"
         "class Broken(BaseJob):\n"
         "    def _execute(self):\n"
         "        raise LookupError('no such table')\n"

@@ -3,6 +3,7 @@ import signal
 import sqlite3
 from contextlib import closing
 
+import psutil
 import pytest
 
 from tests.cli.conftest import CommandLine
@@ -207,6 +208,20 @@ def test_a_killed_job_of_ones_own_exits_with_3(own_jobs: CommandLine) -> None:
     assert own_jobs("kill", job_id, "--wait").code == 0
     process.communicate(timeout=30)
     assert process.returncode == 3
+
+
+@pytest.mark.parametrize("how", ["a kill", "SIGTERM"])
+def test_a_killed_job_of_ones_own_leaves_no_program_behind(own_jobs: CommandLine, how: str) -> None:
+    process, job_id = own_jobs.begin_job("my_jobs:WithProgram")
+    assert process.stdout is not None
+    program = psutil.Process(int(process.stdout.readline().split()[1]))
+    if how == "SIGTERM":
+        process.terminate()
+    else:
+        assert own_jobs("kill", job_id, "--wait").code == 0
+    process.communicate(timeout=60)
+    assert own_jobs("show", job_id, "--json").json["state"] == "killed"
+    assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_job_of_a_module_that_is_not_here_is_listed_shown_and_killed(own_jobs: CommandLine) -> None:
