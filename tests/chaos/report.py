@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from jobrunner.visible import visible
 from tests.chaos.faults import GRACE_S, HEARTRATE_S, Faults
 from tests.chaos.verdict import Lag, Verdict
 
@@ -31,7 +32,7 @@ def report(title: str, verdict: Verdict, faults: Faults) -> str:
     ]
     if stalls:
         lines.append(_line("stalls of the machine", stalls))
-    return "\n".join([*lines, *(f"WRONG: {wrong}" for wrong in verdict.wrongs)])
+    return "\n".join([*lines, *(f"WRONG: {visible(wrong)}" for wrong in verdict.wrongs)])
 
 
 def _line(name: str, figure: int, parts: Counter[str] | None = None) -> str:

@@ -167,7 +167,7 @@ def _allowed(plan: Plan, row: Row, works: list[Work], *, is_struck: bool) -> Ite
 def _judge_change(verdict: Verdict, change: Change, history: History, faults: Faults) -> None:
     owner = history.writers.get(change.old_runner or "")
     said = (
-        f"{change.name or change.job_type} ({change.old_state} to {change.new_state} by {change.writer}, "
+        f"{key_of(change.name) or change.job_type} ({change.old_state} to {change.new_state} by {change.writer}, "
         f"owner {owner}, pid {change.old_pid}, claims {change.old_claims} to {change.new_claims})"
     )
     if change.is_adoption or change.is_loss:
