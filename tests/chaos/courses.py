@@ -39,23 +39,23 @@ def on_postgres(seconds: float) -> list[Phase]:
     """Return the phases on PostgreSQL, so many seconds in all."""
     return [
         Phase("calm", 0.03 * seconds, (), (1, 1)),
-        Phase("workers die, one at a time", 0.08 * seconds, _DEATHS, (12.0, 15.0)),
-        Phase("processes die, stop and go on", 0.10 * seconds, (*_PROCESSES, *_KILLS), (1.0, 5.0)),
-        Phase("PostgreSQL is restarted every few seconds", 0.12 * seconds, _DATABASE, (2.0, 6.0)),
-        Phase("the primary is demoted", 0.08 * seconds, (*_DEMOTIONS, *_KILLS), (1.0, 4.0)),
-        Phase("connections are cut and half open", 0.08 * seconds, (*_CONNECTIONS, *_KILLS), (0.7, 3.0)),
-        Phase("names resolve slowly", 0.07 * seconds, (*_NAMES, *_CUTS, *_KILLS), (0.7, 3.0)),
-        Phase("the servers refuse, break off and hang", 0.07 * seconds, (*_STORMS, *_KILLS), (0.7, 3.0)),
-        Phase("others' code is wrong", 0.07 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.7, 3.0)),
-        Phase("bursts", 0.06 * seconds, (*_BURSTS, *_KILLS), (1.0, 4.0)),
+        Phase("workers die, one at a time", 0.07 * seconds, _DEATHS, (12.0, 15.0)),
+        Phase("processes die, stop and go on", 0.10 * seconds, (*_PROCESSES, *_KILLS), (0.7, 3.0)),
+        Phase("PostgreSQL is restarted every few seconds", 0.10 * seconds, _DATABASE, (1.0, 4.0)),
+        Phase("the primary is demoted", 0.07 * seconds, (*_DEMOTIONS, *_KILLS), (0.7, 3.0)),
+        Phase("connections are cut and half open", 0.07 * seconds, (*_CONNECTIONS, *_KILLS), (0.5, 2.0)),
+        Phase("names resolve slowly", 0.07 * seconds, (*_NAMES, *_CUTS, *_KILLS), (0.5, 2.0)),
+        Phase("the servers refuse, break off and hang", 0.06 * seconds, (*_STORMS, *_KILLS), (0.5, 2.0)),
+        Phase("others' code is wrong", 0.06 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.5, 2.0)),
+        Phase("bursts", 0.05 * seconds, (*_BURSTS, *_KILLS), (1.0, 4.0)),
         Phase(
             "all of it at once",
-            0.24 * seconds,
+            0.32 * seconds,
             (
                 *(*_PROCESSES, *_KILLS, *_DATABASE, *_DEMOTIONS, *_CONNECTIONS, *_NAMES),
                 *(*_STORMS, *_CODE, *_BURSTS),
             ),
-            (0.4, 1.6),
+            (0.3, 1.0),
         ),
     ]
 
@@ -66,15 +66,15 @@ def on_sqlite(seconds: float, *, has_small_disk: bool) -> list[Phase]:
     disk = _DISK if has_small_disk else ()
     return [
         Phase("calm", 0.05 * seconds, (), (1, 1)),
-        Phase("the disk is full", 0.15 * seconds, (*disk, *_KILLS), (0.7, 3.0)),
-        Phase("names resolve slowly", 0.08 * seconds, (*_NAMES, *_KILLS), (0.7, 3.0)),
-        Phase("others' code is wrong", 0.10 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.7, 3.0)),
+        Phase("the disk is full", 0.15 * seconds, (*disk, *_KILLS), (0.5, 2.0)),
+        Phase("names resolve slowly", 0.08 * seconds, (*_NAMES, *_KILLS), (0.5, 2.0)),
+        Phase("others' code is wrong", 0.10 * seconds, (*_CODE, *_KILLS, "kill_a_worker"), (0.5, 2.0)),
         Phase("bursts", 0.10 * seconds, (*_BURSTS, *_KILLS), (1.0, 4.0)),
         Phase(
             "all of it at once",
             0.52 * seconds,
             (*processes, *_KILLS, *disk, *_NAMES, *_STORMS, *_CODE, *_BURSTS),
-            (0.4, 1.6),
+            (0.3, 1.0),
         ),
     ]
 

@@ -166,8 +166,9 @@ def _allowed(plan: Plan, row: Row, works: list[Work], *, is_struck: bool) -> Ite
 
 def _judge_change(verdict: Verdict, change: Change, history: History, faults: Faults) -> None:
     owner = history.writers.get(change.old_runner or "")
+    name = key_of(change.name) or change.job_type
     said = (
-        f"{key_of(change.name) or change.job_type} ({change.old_state} to {change.new_state} by {change.writer}, "
+        f"{name} ({change.old_state} to {change.new_state} by {change.writer}, "
         f"owner {owner}, pid {change.old_pid}, claims {change.old_claims} to {change.new_claims})"
     )
     if change.is_adoption or change.is_loss:
