@@ -19,7 +19,8 @@ from jobrunner.sqltypes import StateType, StoredJson, StoredText, UtcDateTime
 from jobrunner.statements import Sight
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryMonitorJob
-from jobrunner.testing.hostile import ODD_TEXT, Unprintable
+from jobrunner.testing.hostile import Unprintable
+from jobrunner.testing.spoiling import ODD_TEXT
 from jobrunner.text import DETAIL_MOST, TEXT_MOST, flaw_in, storable, storable_detail, storable_json
 from tests.helpers import a_running_job, an_owner, insert_job, row_of
 

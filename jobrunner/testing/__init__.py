@@ -6,9 +6,10 @@ whose own code is wrong. The tests that a backend of your own must pass are in
 """
 
 from jobrunner.testing.faults import Call, Fault, Order
-from jobrunner.testing.hostile import HostileBackend, Misbehaviour
+from jobrunner.testing.hostile import HostileBackend
 from jobrunner.testing.jobs import MemoryMonitorJob, use_backend
 from jobrunner.testing.memory import MemoryBackend
+from jobrunner.testing.spoiling import Misbehaviour
 from jobrunner.testing.work import MemoryJob, Plan
 
 __all__ = [

@@ -11,52 +11,17 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, TypeVar
 
-from jobrunner.backends.base import Absent, Found, LogLine, Observation, RemoteError, Unsure
-from jobrunner.clock import utcnow
+from jobrunner.backends.base import Absent, Found, LogLine, RemoteError, Unsure
 from jobrunner.testing.memory import MemoryBackend
+from jobrunner.testing.spoiling import ODD_TEXT, Misbehaviour, spoiled
 
 _T = TypeVar("_T")
-
-ODD_TEXT = "cut in half \ud83d, ended by \0, from a file's name \udcff"
-"""Text that neither database takes as it is."""
-
-
-class Misbehaviour(StrEnum):
-    """A way for a backend's code to be wrong."""
-
-    SYSTEM_EXIT = "system exit"
-    KEYBOARD_INTERRUPT = "keyboard interrupt"
-    GENERATOR_EXIT = "generator exit"
-    PANIC = "panic"
-    """Raises a `BaseException` of its own, as extensions written in Rust do."""
-    CANCELLED = "cancelled"
-    """Raises `asyncio.CancelledError`, though nobody cancelled it."""
-    UNPRINTABLE = "unprintable"
-    """Raises an error whose `str()` raises."""
-    HANGS = "hangs"
-    """Does not return until it is cancelled."""
-    CLINGS = "clings"
-    """Does not return, and swallows its cancellation, until `HostileBackend.release()`."""
-    NOT_ASYNC = "not async"
-    """Returns None in place of something to await, and does nothing."""
-    NONE = "none"
-    LIST = "list"
-    NUMBER = "number"
-    WRONG_KEYS = "wrong keys"
-    """Answers with a mapping of something else."""
-    BROKEN_MAPPING = "broken mapping"
-    """Answers with a mapping whose own code raises `SystemExit`."""
-    WRONG_TYPES = "wrong types"
-    """Answers with values of the right classes, whose fields are of wrong types."""
-    ODD_TEXT = "odd text"
-    """Answers with text and numbers that a database does not take."""
 
 
 class Panic(BaseException):
@@ -82,17 +47,6 @@ _RAISED: Mapping[Misbehaviour, Callable[[], BaseException]] = {
 }
 _CALLS = frozenset({"submit", "find", "fetch", "cancel", "events", "logs", "close"})
 _LOOK_S = 0.01
-
-
-class _BrokenMapping(Mapping[str, Any]):
-    def __getitem__(self, key: str) -> Any:
-        raise SystemExit(key)
-
-    def __iter__(self) -> Iterator[str]:
-        raise SystemExit
-
-    def __len__(self) -> int:
-        raise SystemExit
 
 
 @dataclass(slots=True)
@@ -220,34 +174,11 @@ class HostileBackend(MemoryBackend):
                 await asyncio.sleep(_LOOK_S)
 
     def _spoiled(self, misbehaviour: Misbehaviour, call: str, answer: Any) -> Any:
-        if misbehaviour is Misbehaviour.WRONG_TYPES:
-            return _of_wrong_types(call, answer)
-        if misbehaviour is Misbehaviour.ODD_TEXT:
-            return self._with_odd_text(call, answer)
-        return {
-            Misbehaviour.NONE: None,
-            Misbehaviour.LIST: [answer],
-            Misbehaviour.NUMBER: 7,
-            Misbehaviour.WRONG_KEYS: {7: answer},
-            Misbehaviour.BROKEN_MAPPING: _BrokenMapping(),
-        }[misbehaviour]
-
-    def _with_odd_text(self, call: str, answer: Any) -> Any:
-        if call == "submit":
+        if misbehaviour is Misbehaviour.ODD_TEXT and call == "submit":
             with self._lock:  # the outside knows it under this id
                 self.jobs[answer + ODD_TEXT] = self.jobs[answer]
             return answer + ODD_TEXT
-        if call == "fetch":
-            odd = {ODD_TEXT: [float("nan"), 10**5000, ODD_TEXT]}
-            return {
-                key: Observation(value.phase, ODD_TEXT, ODD_TEXT, odd, cause=ODD_TEXT)
-                if isinstance(value, Observation)
-                else value
-                for key, value in answer.items()
-            }
-        if call == "find":
-            return Unsure(utcnow().replace(tzinfo=None), ODD_TEXT)
-        return {key: RemoteError(ODD_TEXT) for key in answer} if isinstance(answer, Mapping) else ODD_TEXT
+        return spoiled(misbehaviour, call, answer)
 
     async def _stream(
         self, call: str, method: Callable[..., AsyncIterator[Any]], *args: Any
@@ -270,19 +201,3 @@ def _raise_by(misbehaviour: Misbehaviour | None) -> None:
     make = None if misbehaviour is None else _RAISED.get(misbehaviour)
     if make is not None:
         raise make()
-
-
-def _of_wrong_types(call: str, answer: Any) -> Any:
-    if call == "find":
-        return Found(None)  # type: ignore[arg-type]  # on purpose, as all below
-    if call == "cancel":
-        return {each: RemoteError(None, "soon") for each in answer}  # type: ignore[arg-type]
-    if call != "fetch":
-        return 7
-    # The phase is right, but its word is no `Phase`; all else is wrong.
-    return {
-        key: Observation(str(value.phase), 7, {"a": 1}, "text", "yes", ["oom"])  # type: ignore[arg-type]
-        if isinstance(value, Observation)
-        else value
-        for key, value in answer.items()
-    }

@@ -7,17 +7,17 @@ says that it was planned; the random choices are a process's own, and no seed re
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from jobrunner.backends.base import Found, Observation, RemoteError, Unsure
 from jobrunner.backends.batch import BatchBackend
 from jobrunner.backends.batch.backend import DESCRIBE_MOST
 from jobrunner.bounded import Bounded
-from jobrunner.clock import monotonic_s, utcnow
-from jobrunner.testing.hostile import Misbehaviour, Panic
+from jobrunner.clock import monotonic_s
+from jobrunner.testing.hostile import Panic
+from jobrunner.testing.spoiling import Misbehaviour, spoiled
 from tests.chaos.odd_text import UNSTORABLE
 from tests.chaos.switches import WRONG_CODE, is_on
 
@@ -53,17 +53,6 @@ class Unprintable(Exception):
 
     def __str__(self) -> str:
         raise ValueError(AS_PLANNED)
-
-
-class _BrokenMapping(Mapping[str, Any]):
-    def __getitem__(self, key: str) -> Any:
-        raise SystemExit(AS_PLANNED)
-
-    def __iter__(self) -> Iterator[str]:
-        raise SystemExit(AS_PLANNED)
-
-    def __len__(self) -> int:
-        raise SystemExit(AS_PLANNED)
 
 
 def goes_wrong(share: float = _SHARE) -> bool:
@@ -149,7 +138,7 @@ class HostileBatchBackend(BatchBackend):
         if misbehaviour is Misbehaviour.CLINGS:
             await _cling()
             return answer
-        return _spoiled(misbehaviour, call, answer)
+        return spoiled(misbehaviour, call, answer, odd=_ODD, why=AS_PLANNED)
 
 
 async def _cling() -> None:
@@ -157,47 +146,3 @@ async def _cling() -> None:
     while monotonic_s() < end_s:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.1)
-
-
-def _spoiled(misbehaviour: Misbehaviour, call: str, answer: Any) -> Any:
-    if misbehaviour is Misbehaviour.WRONG_TYPES:
-        return _of_wrong_types(call, answer)
-    if misbehaviour is Misbehaviour.ODD_TEXT:
-        return _with_odd_text(call, answer)
-    return {
-        Misbehaviour.NONE: None,
-        Misbehaviour.LIST: [answer],
-        Misbehaviour.NUMBER: 7,
-        Misbehaviour.WRONG_KEYS: {7: answer},
-        Misbehaviour.BROKEN_MAPPING: _BrokenMapping(),
-    }[misbehaviour]
-
-
-def _of_wrong_types(call: str, answer: Any) -> Any:
-    if call == "find":
-        return Found(None)  # type: ignore[arg-type]  # on purpose, as all below
-    if call == "cancel":
-        return {each: RemoteError(None, "soon") for each in answer}  # type: ignore[arg-type]
-    if call != "fetch":
-        return 7
-    # The phase is right, but its word is no `Phase`; all else is wrong.
-    return {
-        key: Observation(str(value.phase), 7, {"a": 1}, "text", "yes", ["oom"])  # type: ignore[arg-type]
-        if isinstance(value, Observation)
-        else value
-        for key, value in answer.items()
-    }
-
-
-def _with_odd_text(call: str, answer: Any) -> Any:
-    if call == "fetch":
-        odd = {_ODD: [float("nan"), 10**5000, _ODD]}
-        return {
-            key: Observation(value.phase, _ODD, _ODD, odd, cause=_ODD)
-            if isinstance(value, Observation)
-            else value
-            for key, value in answer.items()
-        }
-    if call == "find":
-        return Unsure(utcnow().replace(tzinfo=None), _ODD)
-    return {key: RemoteError(_ODD) for key in answer} if isinstance(answer, Mapping) else _ODD
