@@ -5,11 +5,14 @@ import functools
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from jobrunner import statements
 from jobrunner.backends.base import Patience
@@ -107,6 +110,42 @@ def methods(outside: MemoryBackend) -> list[str]:
     """Return the calls that arrived, in their order, each name once where it was repeated."""
     names = [call.method for call in outside.history if call.method != "close"]
     return [name for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
+
+
+_BulkWrite = Callable[..., Any]
+
+
+def bulks_of(
+    monkeypatch: pytest.MonkeyPatch,
+    statement: str,
+    instead: Callable[[_BulkWrite], _BulkWrite] | None = None,
+) -> list[int]:
+    """Count the rows of each bulk that a statement sends; `instead` may get in between."""
+    real: _BulkWrite = getattr(statements, statement)
+    write = real if instead is None else instead(real)
+    bulks: list[int] = []
+
+    def counted(connection: Any, runner_id: str, rows: Any) -> Any:
+        bulks.append(len(rows))
+        return write(connection, runner_id, rows)
+
+    counted.__name__ = statement
+    monkeypatch.setattr(statements, statement, counted)
+    return bulks
+
+
+def while_set(event: threading.Event, error: Exception) -> Callable[[_BulkWrite], _BulkWrite]:
+    """Return what raises the error in place of a write while the event is set."""
+
+    def instead(real: _BulkWrite) -> _BulkWrite:
+        def write(*arguments: Any) -> Any:
+            if event.is_set():
+                raise error
+            return real(*arguments)
+
+        return write
+
+    return instead
 
 
 def look(database: Database, job_id: int, *columns: str) -> tuple[Any, ...]:

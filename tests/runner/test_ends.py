@@ -29,7 +29,19 @@ from tests.helpers import (
     statements_of,
 )
 from tests.runner.gates import Gate
-from tests.runner.support import SOON, a_job, a_runner, an_outside, look, soon, start, take_over, within
+from tests.runner.support import (
+    SOON,
+    a_job,
+    a_runner,
+    an_outside,
+    bulks_of,
+    look,
+    soon,
+    start,
+    take_over,
+    while_set,
+    within,
+)
 from tests.runner.test_showing import attach_all
 
 EndMany = Callable[..., list[int]]
@@ -43,22 +55,6 @@ async def all_watched(
     ends = [start(runner, job) for job in jobs]
     await soon(lambda: all(owned.shown is not None for owned in runner.jobs.values()))
     return jobs, ends
-
-
-def bulks_of(
-    monkeypatch: pytest.MonkeyPatch, instead: Callable[[EndMany], EndMany] | None = None
-) -> list[int]:
-    """Count the rows of each bulk that is sent; `instead` may get in between."""
-    real: EndMany = statements.end_many
-    write = real if instead is None else instead(real)
-    bulks: list[int] = []
-
-    def end_many(connection: Any, runner_id: str, ends: Sequence[End]) -> list[int]:
-        bulks.append(len(ends))
-        return write(connection, runner_id, ends)
-
-    monkeypatch.setattr(statements, "end_many", end_many)
-    return bulks
 
 
 def beats_of(database: Database) -> dict[int, Any]:
@@ -78,7 +74,7 @@ def test_jobs_that_end_together_are_beaten_for_until_their_ends_are_written_and_
 ) -> None:
     async def main() -> None:
         outside = an_outside(bulk_limit=1000)
-        bulks = bulks_of(monkeypatch)
+        bulks = bulks_of(monkeypatch, "end_many")
         with use_backend(outside):
             async with a_runner(database) as runner:
                 jobs, ends = await all_watched(runner, outside, 100, heartrate=0.2)
@@ -199,7 +195,7 @@ def test_an_end_that_the_database_refuses_is_told_without_what_the_outside_said(
 
     async def main() -> None:
         outside = an_outside()
-        bulks_of(monkeypatch, instead)
+        bulks_of(monkeypatch, "end_many", instead)
         with use_backend(outside):
             async with a_runner(database) as runner:
                 jobs, ends = await all_watched(runner, outside, 8)
@@ -233,7 +229,7 @@ def test_a_burst_whose_answer_was_lost_is_found_written(
 
     async def main() -> None:
         outside = an_outside()
-        bulks_of(monkeypatch, instead)
+        bulks_of(monkeypatch, "end_many", instead)
         with use_backend(outside):
             async with a_runner(database) as runner:
                 jobs, ends = await all_watched(runner, outside, 10)
@@ -255,17 +251,9 @@ def test_ends_wait_for_a_database_that_is_away_and_that_is_said_once(
 ) -> None:
     away = threading.Event()
 
-    def instead(real: EndMany) -> EndMany:
-        def end_many(connection: Any, runner_id: str, ends: Sequence[End]) -> list[int]:
-            if away.is_set():
-                raise DatabaseUnavailable("away")
-            return real(connection, runner_id, ends)
-
-        return end_many
-
     async def main() -> None:
         outside = an_outside()
-        bulks = bulks_of(monkeypatch, instead)
+        bulks = bulks_of(monkeypatch, "end_many", while_set(away, DatabaseUnavailable("away")))
         away.set()
         with use_backend(outside):
             async with a_runner(database) as runner:

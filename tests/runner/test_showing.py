@@ -8,32 +8,27 @@ from typing import Any
 
 import pytest
 
-from jobrunner import answers, statements
+from jobrunner import answers
 from jobrunner.backends.base import Patience
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError, DatabaseUnavailable
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, use_backend
 from tests.helpers import plain_connection, row_of
-from tests.runner.support import a_job, a_runner, an_outside, look, soon, start, take_over, within
+from tests.runner.support import (
+    a_job,
+    a_runner,
+    an_outside,
+    bulks_of,
+    look,
+    soon,
+    start,
+    take_over,
+    while_set,
+    within,
+)
 
 Observe = Callable[..., set[int]]
-
-
-def bulks_of(
-    monkeypatch: pytest.MonkeyPatch, instead: Callable[[Observe], Observe] | None = None
-) -> list[int]:
-    """Count the rows of each bulk that is sent; `instead` may get in between."""
-    real: Observe = statements.observe_many
-    write = real if instead is None else instead(real)
-    bulks: list[int] = []
-
-    def observe_many(connection: Any, runner_id: str, sights: Any) -> set[int]:
-        bulks.append(len(sights))
-        return write(connection, runner_id, sights)
-
-    monkeypatch.setattr(statements, "observe_many", observe_many)
-    return bulks
 
 
 def says(database: Database, job_id: int) -> Any:
@@ -51,7 +46,7 @@ def test_what_is_seen_of_many_jobs_is_written_together(
 ) -> None:
     async def main() -> None:
         outside = an_outside(bulk_limit=50)
-        bulks = bulks_of(monkeypatch)
+        bulks = bulks_of(monkeypatch, "observe_many")
         with use_backend(outside):
             async with a_runner(database) as runner:
                 for job in attach_all(outside, 200, poll_interval=0.3):
@@ -75,7 +70,7 @@ def test_what_is_seen_of_many_jobs_is_written_together(
 def test_a_bulk_is_bounded(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setattr(answers, "_CHUNK", 7)
-        bulks = bulks_of(monkeypatch)
+        bulks = bulks_of(monkeypatch, "observe_many")
         outside = an_outside()
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
@@ -104,7 +99,7 @@ def test_while_a_write_is_under_way_only_the_latest_look_waits(
 
     async def main() -> None:
         outside = an_outside()
-        bulks_of(monkeypatch, instead)
+        bulks_of(monkeypatch, "observe_many", instead)
         with use_backend(outside):
             async with a_runner(database) as runner:
                 (job,) = attach_all(outside, 1, poll_interval=3600)
@@ -139,7 +134,7 @@ def test_an_older_look_is_never_written_over_the_end_nor_does_it_keep_the_end_ba
 
     async def main() -> None:
         outside = an_outside()
-        bulks_of(monkeypatch, instead)
+        bulks_of(monkeypatch, "observe_many", instead)
         with use_backend(outside):
             async with a_runner(postgres_database) as runner:
                 (job,) = attach_all(outside, 1)
@@ -160,17 +155,9 @@ def test_a_database_that_is_away_is_waited_for_and_takes_the_latest(
 ) -> None:
     away = threading.Event()
 
-    def instead(real: Observe) -> Observe:
-        def observe_many(connection: Any, runner_id: str, sights: Any) -> set[int]:
-            if away.is_set():
-                raise DatabaseUnavailable("away")
-            return real(connection, runner_id, sights)
-
-        return observe_many
-
     async def main() -> None:
         outside = an_outside()
-        bulks = bulks_of(monkeypatch, instead)
+        bulks = bulks_of(monkeypatch, "observe_many", while_set(away, DatabaseUnavailable("away")))
         away.set()
         with use_backend(outside):
             async with a_runner(database) as runner:
@@ -203,7 +190,7 @@ def test_a_row_that_the_database_refuses_keeps_back_no_other(
 
     async def main() -> None:
         outside = an_outside()
-        bulks_of(monkeypatch, instead)
+        bulks_of(monkeypatch, "observe_many", instead)
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
                 jobs = attach_all(outside, 8)
@@ -255,7 +242,7 @@ def test_what_was_seen_of_a_job_that_was_taken_is_let_go(
                 former = first.jobs[job.id]
                 take_over(second, job)
                 await soon(lambda: second.jobs[job.id].shown is not None)
-                bulks = bulks_of(monkeypatch)
+                bulks = bulks_of(monkeypatch, "observe_many")
                 (external_id,) = outside.jobs
                 outside.advance(external_id, Phase.RUNNING, "later")
                 await soon(lambda: former.to_show is None and former.shown.message == "later")  # type: ignore[union-attr]
@@ -280,7 +267,7 @@ def test_a_writer_that_hangs_stops_no_beat(database: Database, monkeypatch: pyte
 
     async def main() -> None:
         outside = an_outside()
-        bulks_of(monkeypatch, instead)
+        bulks_of(monkeypatch, "observe_many", instead)
         with use_backend(outside):
             async with a_runner(database) as runner:
                 (job,) = attach_all(outside, 1, heartrate=0.2)
@@ -306,7 +293,7 @@ def test_a_broken_connection_is_shown_for_all_its_jobs_in_one_bulk(
                 for job in jobs:
                     start(runner, job)
                 await soon(lambda: all(owned.shown is not None for owned in runner.jobs.values()))
-                bulks = bulks_of(monkeypatch)
+                bulks = bulks_of(monkeypatch, "observe_many")
                 order = outside.order(Fault.ERROR, times=None, message="no route")
                 await soon(
                     lambda: all("no route" in (owned.shown.message or "") for owned in runner.jobs.values())  # type: ignore[union-attr]
