@@ -10,6 +10,7 @@ from jobrunner.cli.output import word
 from jobrunner.clock import monotonic_s
 from jobrunner.database import get_database
 from jobrunner.errors import DatabaseError, JobNotFound, WaitTimeout
+from jobrunner.log_limits import Trouble
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
@@ -36,7 +37,7 @@ def looks(job_id: int, timeout_s: float | None = None) -> Iterator[RowMapping]:
     """
     until_s = None if timeout_s is None else monotonic_s() + timeout_s
     row = rows_of([job_id])[job_id]
-    pause_s, failing = _FIRST_PAUSE_S, False
+    pause_s, trouble = _FIRST_PAUSE_S, Trouble()
     while True:
         yield row
         left_s = pause_s if until_s is None else min(pause_s, until_s - monotonic_s())
@@ -47,8 +48,7 @@ def looks(job_id: int, timeout_s: float | None = None) -> Iterator[RowMapping]:
         try:
             row = rows_of([job_id])[job_id]
         except DatabaseError as error:
-            if not failing:
+            if trouble.begins():
                 word(f"jobrunner: waiting for the database: {error}")
-            failing = True
         else:
-            failing = False
+            trouble.ends()

@@ -44,7 +44,7 @@ def logs(job_id: int, *, follow: bool, child: int | None, node: int | None, as_j
     printer = LogPrinter(as_json=as_json)
     reader = _Reader(job, printer, follow=follow, child=child, node=node)
     asyncio.run(reader.read())
-    if not printer.printed and not reader.told:
+    if not printer.printed and not reader.has_told:
         word(f"Job {job_id} has printed nothing{'' if job.state.is_terminal else ' yet'}.")
 
 
@@ -68,15 +68,18 @@ def _ensure_has_logs(job: "BaseJob") -> "MonitorJob":
 class _Reader:
     """Looks at a job's log, once or until the job has ended.
 
-    `told`: the sentences that said why there is nothing to print, each of them said once.
+    `has_told`: whether it said why there is nothing to print; each sentence is said once.
     """
 
     def __init__(
         self, job: "MonitorJob", printer: "LogPrinter", *, follow: bool, child: int | None, node: int | None
     ) -> None:
+        from jobrunner.log_limits import Once, Trouble
         from jobrunner.retry import Retry
 
-        self.told: set[str] = set()
+        self._trouble = Trouble()
+        self.has_told = False
+        self._sentences = Once()
         self._job = job
         self._printer = printer
         self._follow = follow
@@ -136,20 +139,21 @@ class _Reader:
         try:
             goes_on = await self._print(backend, is_last=is_last)
         except LogsUnavailable as error:
-            if str(error) not in self.told:
+            self.has_told = True
+            if self._sentences.is_new(str(error)):
                 word(f"job {self._job.id}: {error}")
-            self.told.add(str(error))
         except UsageError:
             raise
         except Exception as error:  # whatever a backend raises: there was no answer
             if not self._follow or self._has_tried_enough():
                 raise
-            if self._failure is None:
+            if self._trouble.begins():
                 word(f"jobrunner: the output cannot be read now, and is asked for again: {words_of(error)}")
             self._failure = error
             return True
         if self._failure is not None:
-            word("jobrunner: the output can be read again")
+            if self._trouble.ends():
+                word("jobrunner: the output can be read again")
             self._failure = None
             self._retry = type(self._retry)(first_s=_LOOK_S)
         return goes_on

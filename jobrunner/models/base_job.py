@@ -25,6 +25,7 @@ from jobrunner.errors import (
     error_of_end,
 )
 from jobrunner.heartbeat import check_grace, check_rate
+from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import kill_message
 from jobrunner.models.job_event import BigId, JobEvent
@@ -394,7 +395,7 @@ class BaseJob(Base):
         job is deleted meanwhile, and `DatabaseError` when the first look fails.
         """
         until_s = None if timeout is None else monotonic_s() + timeout
-        pause_s, failing = 0.02, False
+        pause_s, trouble = 0.02, Trouble()
         self.reload()
         while not self.state.is_terminal:
             left_s = pause_s if until_s is None else min(pause_s, until_s - monotonic_s())
@@ -404,11 +405,10 @@ class BaseJob(Base):
             pause_s = min(1.5 * pause_s, 1.0)
             try:
                 self.reload()
-                failing = False
+                trouble.ends()
             except DatabaseError as error:
-                if not failing:
+                if trouble.begins():
                     log.warning("waiting for the database", job=self.id, error=error)
-                failing = True
         return self.state
 
     def result(self, timeout: float | None = None) -> dict[str, Any] | None:

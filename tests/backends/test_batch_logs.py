@@ -2,11 +2,12 @@
 
 import asyncio
 import datetime as dt
+from typing import Any
 
 import pytest
 
 from jobrunner.backends.base import LogLine
-from jobrunner.backends.batch import BatchBackend, BatchConnection
+from jobrunner.backends.batch import BatchBackend, BatchConnection, logs
 from jobrunner.errors import LogsUnavailable, Throttled
 from tests.stubs.batch_server import BatchStub
 from tests.stubs.moto_batch import moto_batch
@@ -53,6 +54,26 @@ def test_a_long_output_is_read_page_by_page(stub: BatchStub) -> None:
     lines, _ = read(stub.url, job)
     assert texts(lines) == wanted
     assert stub.calls_per_operation()["GetLogEvents"] >= 3
+
+
+def test_pages_that_go_round_in_a_circle_are_no_output_without_an_end(
+    stub: BatchStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = stub.seed_jobs(1)
+    stub.write_log(job, ["part 1"])
+    ask, asked = logs._ask, []
+
+    async def ask_for_pages(aws: Any, service: str, operation: str, **params: Any) -> Any:
+        if operation != "get_log_events":
+            return await ask(aws, service, operation, **params)
+        asked.append(params.get("nextToken"))
+        assert len(asked) < 100
+        return {"events": [{"message": "again", "timestamp": 1}], "nextForwardToken": f"f/{len(asked) % 3}"}
+
+    monkeypatch.setattr(logs, "_ask", ask_for_pages)
+    lines, sentence = read(stub.url, job)
+    assert texts(lines) == ["again"] * 4
+    assert sentence.startswith("CloudWatch Logs gives output without an end: the stream ")
 
 
 def test_reading_may_begin_where_it_ended(stub: BatchStub) -> None:

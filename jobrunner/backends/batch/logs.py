@@ -11,10 +11,12 @@ from jobrunner.backends.batch.connection import Aws
 from jobrunner.backends.batch.reading import attempts_of, containers_of, moment_of
 from jobrunner.backends.batch.shapes import fitting_job
 from jobrunner.backends.batch.trouble import AwsError, Kind
-from jobrunner.errors import LogsUnavailable, Throttled
+from jobrunner.bounded import Pages
+from jobrunner.errors import BackendError, LogsUnavailable, Throttled
 
 _MISSING = "ResourceNotFoundException"
 _EMPTY_PAGES_MOST = 20  # one after the other
+_PAGES_MOST = 100_000  # each has up to a megabyte
 _EMPTY_PAUSE_S = 0.2  # the service allows 10 calls a second, and to all who ask together 25
 _DRIVER = "awslogs"  # what Batch uses where the job definition says nothing
 
@@ -70,6 +72,7 @@ async def _lines_of(aws: Aws, stream: Stream, since: dt.datetime | None) -> Asyn
     if since is not None:
         question["startTime"] = int(since.timestamp() * 1000)
     empty = 0
+    pages = Pages(f"the stream {stream.name} in {stream.group}", _PAGES_MOST)
     while True:
         page = await _ask(aws, "logs", "get_log_events", region=stream.region, **question)
         # CloudWatch may give empty pages before the last one. Of an expired stream it gives nothing else, and
@@ -88,6 +91,10 @@ async def _lines_of(aws: Aws, stream: Stream, since: dt.datetime | None) -> Asyn
             )
         if empty:
             await asyncio.sleep(_EMPTY_PAUSE_S)
+        try:
+            pages.go_on(token)
+        except BackendError as error:
+            raise LogsUnavailable(f"CloudWatch Logs gives output without an end: {error}.") from None
         question["nextToken"] = token
 
 
