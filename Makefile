@@ -34,7 +34,7 @@ example: $(READY)  ## AWS Batch, Armada and Airbyte from end to end, without any
 test: $(READY)  ## all tests, in random order, in as many processes as WORKERS says
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-chaos: $(READY)  ## kill, stop, cut and fill for ten minutes, and see that nothing is lost or done twice
+chaos: $(READY)  ## kill, stop, cut and fill for ten minutes: nothing is lost or done twice; then a soak: nothing is kept
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.chaos $(CHAOS)
 
 check: $(READY)  ## lint, format, types, the layers, the migrations, the lock file

@@ -1,0 +1,1 @@
+"""A soak: tens of thousands of short jobs through one process, and what that still holds afterwards."""
