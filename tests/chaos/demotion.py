@@ -42,7 +42,8 @@ def demote(url: str, writer: str) -> int:
         found = connection.execute(sessions, [writer]).fetchall()
         for pid, since in found:
             counter = f"chaos_refusals_{next(_numbers)}"
-            connection.execute(f"CREATE SEQUENCE {counter}")
+            # A logged one would jump ahead when PostgreSQL is restarted; these sessions are gone then.
+            connection.execute(f"CREATE UNLOGGED SEQUENCE {counter}")
             connection.execute(
                 "INSERT INTO chaos_demoted VALUES (%s, %s, %s, %s)", [pid, since, writer, counter]
             )

@@ -44,6 +44,8 @@ class Place:
     """time.time()"""
     again_s: float = 0.0
     """time.monotonic() when it is started again."""
+    said_before: int = 0
+    """Bytes that former processes had said when this one started."""
     expected: set[int] = field(default_factory=set)
     """The exit codes that what was done to it can lead to."""
     is_struck: bool = False
@@ -58,6 +60,11 @@ class Place:
     def words(self) -> Path:
         """The file of all that its processes said."""
         return self.directory / f"{self.name}.words"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the present process, or the one that just ended, has said that it takes jobs."""
+        return b" takes jobs" in self.words.read_bytes()[self.said_before :]
 
     @property
     def is_up(self) -> bool:
@@ -76,6 +83,7 @@ class Place:
         if self.proxy is not None:
             self.proxy.is_silent = False
         with self.words.open("ab") as words:
+            self.said_before = words.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *self.command],
                 cwd=self.directory,

@@ -33,7 +33,6 @@ from tests.proxy import TcpProxy
 
 _STALL_S = 1.0
 _LOOK_S = 0.1
-_STARTS_WITHIN_S = 10.0
 _SAY = Callable[[str], object]
 _POOLER = (
     IGNORES_OPTIONS,
@@ -169,14 +168,15 @@ class Storm:
         self.faults.note(f"the end of {place.name}", pids=frozenset({place.pid}), is_consequence=True)
         assert place.process is not None
         code = place.process.returncode
-        is_expected = code in place.expected or (code == NO_DATABASE and self._was_away(place.started_s))
+        is_start = code == NO_DATABASE and not place.has_begun and self._was_away(place.started_s)
+        is_expected = code in place.expected or is_start
         if place.kind == "worker" and not is_expected:
             self.processes.odd_ends.append(f"{place.writer} ended with {code}: see {place.words}")
 
-    def _was_away(self, from_s: float) -> bool:
-        """Whether the database was away at that time: who starts then ends at once, and says so."""
-        until_s = from_s + _STARTS_WITHIN_S
-        return any(each.is_database_away and each.overlaps(from_s, until_s) for each in self.faults.log)
+    def _was_away(self, since_s: float) -> bool:
+        """Whether the database was away at any time since then: who starts meanwhile ends, and says so."""
+        now_s = time.time()
+        return any(each.is_database_away and each.overlaps(since_s, now_s) for each in self.faults.log)
 
     # --- what goes on all the while ---------------------------------------------------------------------
 
