@@ -11,6 +11,8 @@ import psycopg
 
 HEARTRATE_S = 2.0
 GRACE_S = 2.1 * HEARTRATE_S
+CALL_S = 4.0
+"""After so long without an answer, a call to the database is given up."""
 AWAY = (psycopg.Error, sqlite3.Error)
 """What a client is told while the database is away."""
 RECOVERS_S = 10.0
@@ -28,6 +30,8 @@ class Fault:
     writers: frozenset[str] = frozenset()
     silences_all: bool = False
     is_database_away: bool = False
+    loses_answers: bool = False
+    """Whether a statement may be done, and its answer not arrive."""
     is_consequence: bool = False
     """Whether nobody did it: it came of another fault."""
 

@@ -25,6 +25,7 @@ def report(title: str, verdict: Verdict, faults: Faults) -> str:
         _line("stale writes", len(verdict.stale_writes)),
         _line("wrong outcomes", len(verdict.wrong_outcomes)),
         _line("in doubt (Airbyte)", verdict.in_doubt),
+        _line("claims without an answer", verdict.claims_unanswered),
         _line("not judged (by its own class)", verdict.unjudged),
         f"{'worst time to notice a death':{_WIDTH}}{_worst(verdict.deaths_noticed)}",
         f"{'worst time to notice an end':{_WIDTH}}{_worst(verdict.ends_noticed)}",

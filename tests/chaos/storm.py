@@ -18,7 +18,7 @@ from jobrunner.errors import DatabaseError, DatabaseRefused
 from jobrunner.settings import configure
 from tests.chaos import demotion, history, slow_names
 from tests.chaos.bursts import Bursts
-from tests.chaos.faults import AWAY, HEARTRATE_S, Faults
+from tests.chaos.faults import AWAY, CALL_S, HEARTRATE_S, Faults
 from tests.chaos.hostile import AS_PLANNED
 from tests.chaos.outside import Outside
 from tests.chaos.processes import NO_DATABASE, ROOT, Place, Processes, a_cluster, a_worker
@@ -152,7 +152,7 @@ class Storm:
             "JOBRUNNER_CONNECT_TIMEOUT_S": "3",
             "JOBRUNNER_STATEMENT_TIMEOUT_S": "3",
             "JOBRUNNER_LOCK_TIMEOUT_S": "2",
-            "JOBRUNNER_CALL_TIMEOUT_S": "4",
+            "JOBRUNNER_CALL_TIMEOUT_S": f"{CALL_S:g}",
         }
 
     def _url_by(self, proxy: TcpProxy | None, pooler: PgBouncer | None) -> str:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from tests.chaos.faults import GRACE_S, Fault, Faults
+from tests.chaos.faults import CALL_S, GRACE_S, Fault, Faults
 from tests.chaos.history import Change, History
 from tests.chaos.outside import FAILED, OPEN, SUCCESS, Outside, Plan, Work, key_of
 from tests.helpers import plain_connection
@@ -44,6 +44,8 @@ class Verdict:
     adoptions: int = 0
     in_doubt: int = 0
     unjudged: int = 0
+    claims_unanswered: int = 0
+    """Adoptions of jobs whose owner was never told that its claim was taken, and did nothing for them."""
     false_deaths: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -98,8 +100,10 @@ def judge(outside: Outside, rows: dict[str, list[Row]], history: History, faults
         excused = _was_struck(changes[plan.name], history, faults)
         _judge_outcome(verdict, plan, row, works, is_struck=excused)
         _note_end(verdict, changes[plan.name], works, faults)
+    claims: dict[int, Change] = {}
     for change in history.changes:
-        _judge_change(verdict, change, history, faults)
+        _judge_change(verdict, change, claims.get(change.job_id), history, faults)
+        _note_claim(claims, change)
     verdict.stale_writes += [f"stale beat of job {each[2]} by {each[1]}" for each in history.stale_beats]
     return verdict
 
@@ -164,7 +168,17 @@ def _allowed(plan: Plan, row: Row, works: list[Work], *, is_struck: bool) -> Ite
 # --- changes ----------------------------------------------------------------------------------------
 
 
-def _judge_change(verdict: Verdict, change: Change, history: History, faults: Faults) -> None:
+def _note_claim(claims: dict[int, Change], change: Change) -> None:
+    """Keep the claim under which a job stands, for as long as its owner has changed nothing since."""
+    if change.new_state == "running" and change.new_claims != change.old_claims:
+        claims[change.job_id] = change
+    elif not change.was_flagged:  # by anybody
+        claims.pop(change.job_id, None)
+
+
+def _judge_change(
+    verdict: Verdict, change: Change, untouched: Change | None, history: History, faults: Faults
+) -> None:
     owner = history.writers.get(change.old_runner or "")
     name = key_of(change.name) or change.job_type
     said = (
@@ -174,12 +188,21 @@ def _judge_change(verdict: Verdict, change: Change, history: History, faults: Fa
     if change.is_adoption or change.is_loss:
         silencing = faults.silencing(change.old_pid, owner, change.at_s - GRACE_S, change.at_s)
         verdict.adoptions += change.is_adoption
-        if not silencing:
+        if not silencing and _was_unanswered(untouched, faults):
+            verdict.claims_unanswered += 1
+        elif not silencing:
             verdict.false_deaths.append(f"{said} was taken over, and its owner lived")
         else:
             _note_death(verdict, change, silencing, faults)
     if change.old_state is not None and _is_stale(change, owner):
         verdict.stale_writes.append(f"{said} was written by one whose it was not")
+
+
+def _was_unanswered(untouched: Change | None, faults: Faults) -> bool:
+    """Whether the answer of this claim, since which its owner changed nothing, may not have arrived."""
+    return untouched is not None and any(
+        each.loses_answers and each.overlaps(untouched.at_s, untouched.at_s + CALL_S) for each in faults.log
+    )
 
 
 def _is_stale(change: Change, owner: str | None) -> bool:

@@ -18,7 +18,7 @@ class DatabaseStrikes(Hand):
 
     def restart_the_database(self) -> None:
         assert self.postgres is not None
-        fault = self.faults.note("restart of PostgreSQL", is_database_away=True)
+        fault = self.faults.note("restart of PostgreSQL", is_database_away=True, loses_answers=True)
         self.postgres.stop()
         time.sleep(self.rng.choice([0.0, 0.0, 1.0, 3.0]))
         self.postgres.start()
@@ -29,7 +29,7 @@ class DatabaseStrikes(Hand):
         place = self.one_of("worker", "Dask worker")
         if place is None or place.proxy is None:
             return
-        self.faults.note("connections to the database cut").end()
+        self.faults.note("connections to the database cut", loses_answers=True).end()
         place.expected.add(NO_DATABASE)  # if it is only about to start
         place.proxy.cut()
 
@@ -38,7 +38,9 @@ class DatabaseStrikes(Hand):
         place = self.one_of("worker", "Dask worker")
         if place is None or place.proxy is None:
             return
-        fault = self.faults.note("connections to the database half open", writers=frozenset({place.writer}))
+        fault = self.faults.note(
+            "connections to the database half open", writers=frozenset({place.writer}), loses_answers=True
+        )
         proxy, process = place.proxy, place.process
         place.is_struck = True
         place.expected |= {TAKEN_FOR_DEAD, NO_DATABASE}
@@ -59,7 +61,7 @@ class DatabaseStrikes(Hand):
         if place is None or place.pooler is None:
             return
         pooler = place.pooler
-        fault = self.faults.note("kill -9 of PgBouncer")
+        fault = self.faults.note("kill -9 of PgBouncer", loses_answers=True)
         place.expected.add(NO_DATABASE)  # if it is only about to start
         pooler.kill()
         time.sleep(self.rng.uniform(0.0, 0.5))
