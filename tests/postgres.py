@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import subprocess
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,9 @@ class Postgres:
         self._pg_ctl("start", "-o", f'-h "" -k {self.socket_dir}', "-l", str(self._server.log))
 
     def close(self) -> None:
+        # The wheel would stop only the process that it started itself: after a restart it is another one.
+        with suppress(subprocess.CalledProcessError):  # it is stopped already
+            self.stop()
         self._server.cleanup()
 
     def _pg_ctl(self, *arguments: str) -> None:
