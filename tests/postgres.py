@@ -30,6 +30,7 @@ class Postgres:
         self.socket_dir = str(self._server.get_postmaster_info().socket_dir)
         self._numbers = itertools.count()
         self.is_read_only = False
+        self._was_restarted = False
 
     def url(self, name: str, socket_dir: str | None = None) -> str:
         return f"postgresql://postgres@/{name}?host={socket_dir or self.socket_dir}"
@@ -98,12 +99,13 @@ class Postgres:
 
     def start(self) -> None:
         """Bring the server back at the same place."""
+        self._was_restarted = True
         self._pg_ctl("start", "-o", f'-h "" -k {self.socket_dir}', "-l", str(self._server.log))
 
     def close(self) -> None:
-        # The wheel would stop only the process that it started itself: after a restart it is another one.
-        with suppress(subprocess.CalledProcessError):  # it is stopped already
-            self.stop()
+        if self._was_restarted:  # the wheel stops only the process that it started itself
+            with suppress(subprocess.CalledProcessError):  # it is stopped already
+                self.stop()
         self._server.cleanup()
 
     def _pg_ctl(self, *arguments: str) -> None:
