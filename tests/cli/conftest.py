@@ -115,7 +115,7 @@ class CommandLine:
         end_s = time.monotonic() + 60
         while True:
             found = self("show", job_id, "--json").json[column]
-            if found == value or (value is None and found is not None):
+            if found is not None if value is None else found == value:
                 return
             assert time.monotonic() < end_s, f"{column} stays {found!r}"
             time.sleep(0.1)

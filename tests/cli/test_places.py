@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,12 +82,12 @@ def test_without_a_home_a_command_says_what_to_set_or_works(jobrunner: CommandLi
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may become another user"
 )
 def test_a_user_without_an_entry_in_passwd_runs_a_job_and_leaves_nothing_called_tilde(
-    jobrunner: CommandLine,
+    jobrunner: CommandLine, open_directory: Path
 ) -> None:
     if not _others_may_run_this_python():
         pytest.skip("other users may not read this environment")
-    jobrunner.directory.chmod(0o777)
-    data = jobrunner.directory / "data%2F dir?"
+    jobrunner.directory = open_directory
+    data = open_directory / "data%2F dir?"
     script = f'exec {" ".join(HOME_LESS)} PYTHONPATH={_root()} "JOBRUNNER_DATA_DIR={data}" "$@"'
     answer = _in_a_shell(jobrunner, script, "start", "process", "--", "id", "-u")
     assert answer.code == 0, answer
@@ -93,6 +95,15 @@ def test_a_user_without_an_entry_in_passwd_runs_a_job_and_leaves_nothing_called_
     script = f'exec {" ".join(HOME_LESS)} PYTHONPATH={_root()} "$@"'
     assert _in_a_shell(jobrunner, script, "list").is_refused("there is no home", "JOBRUNNER_DATA_DIR")
     assert not list(jobrunner.directory.rglob("*~*"))
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that others reach, too: those above pytest's are the user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        yield directory
 
 
 def _root() -> str:
