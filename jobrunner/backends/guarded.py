@@ -117,6 +117,20 @@ class GuardedBackend:
             finally:
                 await _close(stream)
 
+    def output(self, external_id: str) -> Any | None:
+        """Return what reads on in a job's output, where the backend has such a thing; else None."""
+        method = self._optional("output")
+        if method is None:
+            return None
+        with contained("output"):
+            return method(external_id)
+
+    async def lines_of(self, output: Any, *, is_last: bool) -> AsyncGenerator[list[str], None]:
+        """Yield the new lines of what `output` returned, some at a time."""
+        with contained("output"):
+            async for texts in output.lines(is_last=is_last):
+                yield texts
+
     async def check(self) -> str | None:
         """Make one harmless call and return what answered; None: it has none to make."""
         if self._optional("check") is None:

@@ -160,10 +160,10 @@ class _Reader:
 
     async def _print(self, backend: Any, *, is_last: bool) -> bool:
         log_id = self._job.log_id(**self._part)
-        if self._output is None and hasattr(backend, "output"):
+        if self._output is None:
             self._output = backend.output(log_id)
         if self._output is not None:
-            return await self._printer.print_all(self._output.lines(is_last=is_last))
+            return await self._printer.print_all(backend.lines_of(self._output, is_last=is_last))
         return await self._printer.print_new(backend.logs(log_id, self._printer.since), is_last=is_last)
 
     def _has_tried_enough(self) -> bool:

@@ -1,6 +1,9 @@
 """A log that is followed: each byte is read once, whatever becomes of the file; and a listing always ends."""
 
 import asyncio
+import itertools
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from jobrunner.backends.process.output import Output
 from jobrunner.bounded import Bounded, Pages
 from jobrunner.cli.log_printer import LogPrinter
 from jobrunner.errors import BackendError, LogsUnavailable
+from tests.cli.conftest import CommandLine
 
 
 class Followed:
@@ -37,6 +41,25 @@ def followed(tmp_path: Path) -> Any:
     made = Followed(tmp_path)
     yield made
     made.output.close()
+
+
+def test_a_long_log_of_a_command_is_read_once_though_it_is_looked_at_often(jobrunner: CommandLine) -> None:
+    size = 60_000_000
+    lines = (
+        "import sys; [sys.stdout.write('x' * 99 + '\\n') for _ in range(200_000)]; print('full', flush=True)"
+    )
+    waits = "import time\nfor n in range(600): print('tick', n, flush=True); time.sleep(0.5)"
+    writer, job_id = jobrunner.begin_job("process", "--", sys.executable, "-c", f"{lines}\n{waits}")
+    follower = jobrunner.begin("logs", job_id, "--follow")
+    assert follower.stdout is not None
+    ticks = itertools.islice((line for line in follower.stdout if line.startswith("tick")), 8)
+    assert len(list(ticks)) == 8  # it takes several looks to see them come
+    counters = Path(f"/proc/{follower.pid}/io")
+    if counters.exists():
+        (read,) = re.findall(r"rchar: (\d+)", counters.read_text())
+        assert int(read) < 1.5 * size  # with the 15 MB of what it imports
+    jobrunner("kill", job_id)
+    assert writer.wait(60) == 3
 
 
 def test_what_was_read_is_not_read_again(followed: Followed) -> None:
