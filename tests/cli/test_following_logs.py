@@ -44,7 +44,7 @@ def followed(tmp_path: Path) -> Any:
 
 
 def test_a_long_log_of_a_command_is_read_once_though_it_is_looked_at_often(jobrunner: CommandLine) -> None:
-    size = 60_000_000
+    size, imports = 20_000_000, 20_000_000
     lines = (
         "import sys; [sys.stdout.write('x' * 99 + '\\n') for _ in range(200_000)]; print('full', flush=True)"
     )
@@ -52,12 +52,12 @@ def test_a_long_log_of_a_command_is_read_once_though_it_is_looked_at_often(jobru
     writer, job_id = jobrunner.begin_job("process", "--", sys.executable, "-c", f"{lines}\n{waits}")
     follower = jobrunner.begin("logs", job_id, "--follow")
     assert follower.stdout is not None
-    ticks = itertools.islice((line for line in follower.stdout if line.startswith("tick")), 8)
-    assert len(list(ticks)) == 8  # it takes several looks to see them come
+    ticks = itertools.islice((line for line in follower.stdout if line.startswith("tick")), 16)
+    assert len(list(ticks)) == 16  # it takes several looks to see them come
     counters = Path(f"/proc/{follower.pid}/io")
     if counters.exists():
         (read,) = re.findall(r"rchar: (\d+)", counters.read_text())
-        assert int(read) < 1.5 * size  # with the 15 MB of what it imports
+        assert int(read) < 1.2 * size + imports
     jobrunner("kill", job_id)
     assert writer.wait(60) == 3
 
