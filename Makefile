@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach candidate,python3.13 python3.12 python3.11 pytho
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORKERS ?= 6
+WORKERS ?= 4
 PROTO := jobrunner/backends/armada/jobservice/jobservice
 
 export UV_PYTHON_DOWNLOADS := never
