@@ -7,7 +7,6 @@ delimiter. Whoever reads a secret remembers it here, and each door through which
 import re
 import threading
 from collections.abc import Iterator
-from urllib.parse import quote, quote_plus
 
 MASK = "***"
 
@@ -59,6 +58,8 @@ def without_secrets(text: str) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
+    from urllib.parse import quote, quote_plus  # not at each start: few have a secret
+
     for part in (secret, *_parts(secret)):
         yield part
         yield quote(part, safe="", errors="surrogateescape")

@@ -32,6 +32,7 @@ from tests.postgres import Postgres
 from tests.proxy import TcpProxy
 
 _STALL_S = 1.0
+_TRACE_LINES = 40  # that the report quotes
 _LOOK_S = 0.1
 _SAY = Callable[[str], object]
 _POOLER = (
@@ -299,7 +300,7 @@ class Storm:
     def _traces(self) -> list[str]:
         """Return which workers wrote a traceback of ours, but that of a job's own code."""
         return [
-            f"{place.name} wrote a traceback: see {place.words}"
+            f"{place.name} wrote a traceback: {' / '.join(trace.splitlines()[:_TRACE_LINES])}"
             for place in self.processes.places
             for trace in place.words.read_text().split("Traceback (most recent call last)")[1:]
             if place.kind == "worker" and "/jobrunner/" in trace and AS_PLANNED not in trace
