@@ -9,7 +9,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy.orm import Session
 
@@ -40,10 +40,11 @@ class ChaosBatchJob(BatchMonitorJob, job_type="ChaosBatchJob"):
     """A job of AWS Batch whose absence can be told within seconds."""
 
     default_poll_interval = 1.0
+    backend_class: ClassVar[type[BatchBackend]] = BatchBackend
 
     @classmethod
     def make_backend(cls, connection: ConnectionSettings) -> Backend:
-        backend = BatchBackend(
+        backend = cls.backend_class(
             BatchConnection.of(connection), absent_after_s=_ABSENT_AFTER_S, checks_signatures=True
         )
         backend.patience = _PATIENCE
@@ -53,13 +54,7 @@ class ChaosBatchJob(BatchMonitorJob, job_type="ChaosBatchJob"):
 class ChaosHostileJob(ChaosBatchJob, job_type="ChaosHostileJob"):
     """A job of AWS Batch whose backend and hooks go wrong at times."""
 
-    @classmethod
-    def make_backend(cls, connection: ConnectionSettings) -> Backend:
-        backend = HostileBatchBackend(
-            BatchConnection.of(connection), absent_after_s=_ABSENT_AFTER_S, checks_signatures=True
-        )
-        backend.patience = _PATIENCE
-        return backend
+    backend_class = HostileBatchBackend
 
     def judge(self, observation: Observation) -> Observation:
         # A success that was not judged is a failure: few are enough.
