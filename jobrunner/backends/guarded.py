@@ -128,8 +128,12 @@ class GuardedBackend:
     async def lines_of(self, output: Any, *, is_last: bool) -> AsyncGenerator[list[str], None]:
         """Yield the new lines of what `output` returned, some at a time."""
         with contained("output"):
-            async for texts in output.lines(is_last=is_last):
-                yield texts
+            stream = output.lines(is_last=is_last)
+            try:
+                async for texts in stream:
+                    yield texts
+            finally:
+                await _close(stream)
 
     async def check(self) -> str | None:
         """Make one harmless call and return what answered; None: it has none to make."""
