@@ -1,5 +1,7 @@
 """Storing and claiming, whatever becomes of the answer: one row, and its work once."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,7 +21,7 @@ from jobrunner.statements import Sighting
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryMonitorJob, use_backend
 from jobrunner.worker import WorkerJob
-from tests.helpers import CodeJob, an_owner, events_of, plain_connection, plain_sql, row_of
+from tests.helpers import CodeJob, an_owner, events_of, plain_connection, plain_sql, row_of, until
 from tests.postgres import Postgres
 from tests.proxy import LosingProxy
 from tests.runner.support import SOON, a_job, an_outside
@@ -39,6 +41,15 @@ def proxy(postgres: Postgres, postgres_url: str) -> Iterator[LosingProxy]:
     with LosingProxy(str(url.query["host"])) as proxy:
         configure(database_url=proxy.url(str(url.database)), heartrate=2.0)
         yield proxy
+
+
+@pytest.fixture
+def unanswered(proxy: LosingProxy, monkeypatch: pytest.MonkeyPatch) -> LosingProxy:
+    """The proxy, which loses the answer to the next INSERT, and is silent from then on."""
+    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
+    get_database()
+    proxy.lose(INSERT, is_gone_after=True)
+    return proxy
 
 
 @pytest.fixture
@@ -144,30 +155,24 @@ def test_a_claim_that_others_took_before_its_answer_came_is_theirs(
 
 
 def test_a_store_that_nobody_can_answer_for_says_so_and_makes_one_row_when_it_is_called_again(
-    proxy: LosingProxy, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    unanswered: LosingProxy, postgres_url: str
 ) -> None:
-    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
-    get_database()
     job = CodeJob()
-    proxy.lose(INSERT, is_gone_after=True)
     with pytest.raises(DatabaseUnavailable, match=f"may have been stored.*key {job.key}.*list --key"):
         job.store()
-    proxy.is_refusing = False
+    unanswered.is_refusing = False
     assert len(_jobs(postgres_url)) == 1
     job.store()
     assert _jobs(postgres_url) == [(job.id, "queued")]
 
 
 def test_a_run_that_nobody_can_answer_for_goes_on_under_the_same_claim_when_it_is_called_again(
-    proxy: LosingProxy, postgres_url: str, ran: list[int], monkeypatch: pytest.MonkeyPatch
+    unanswered: LosingProxy, postgres_url: str, ran: list[int]
 ) -> None:
-    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
-    get_database()
     job = _code(ran)
-    proxy.lose(INSERT, is_gone_after=True)
     with pytest.raises(DatabaseUnavailable, match=f"key {job.key}, and nobody runs it then"):
         job.run()
-    proxy.is_refusing = False
+    unanswered.is_refusing = False
     assert ran == []
     job.run()
     assert (_jobs(postgres_url), ran) == ([(job.id, "success")], [job.id])
@@ -175,15 +180,12 @@ def test_a_run_that_nobody_can_answer_for_goes_on_under_the_same_claim_when_it_i
 
 
 def test_a_job_that_was_queued_in_doubt_can_be_run(
-    proxy: LosingProxy, postgres_url: str, ran: list[int], monkeypatch: pytest.MonkeyPatch
+    unanswered: LosingProxy, postgres_url: str, ran: list[int]
 ) -> None:
-    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
-    get_database()
     job = _code(ran)
-    proxy.lose(INSERT, is_gone_after=True)
     with pytest.raises(DatabaseUnavailable):
         job.store()
-    proxy.is_refusing = False
+    unanswered.is_refusing = False
     job.run()
     assert (_jobs(postgres_url), ran) == ([(job.id, "success")], [job.id])
 
@@ -225,22 +227,37 @@ def test_a_full_database_file_stores_nothing_and_the_same_object_is_stored_later
 
 @pytest.mark.parametrize("is_monitored", [True, False])
 def test_a_row_whose_owner_never_learnt_of_it_is_nobodys_to_run(
-    proxy: LosingProxy, postgres_url: str, monkeypatch: pytest.MonkeyPatch, is_monitored: bool
+    unanswered: LosingProxy, postgres_url: str, is_monitored: bool
 ) -> None:
-    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
-    database = get_database()
     job = a_job() if is_monitored else _Repeatable()
-    proxy.lose(INSERT, is_gone_after=True)
     with use_backend(an_outside()), pytest.raises(DatabaseUnavailable, match="nobody runs it then"):
         job.run()
-    proxy.is_refusing = False
+    unanswered.is_refusing = False
     ((job_id, state),) = _jobs(postgres_url)
+    database = get_database()
     row = row_of(database, job_id)
     seen = Sighting(job_id, row["runner_id"], row["claims"], row["latest_heartbeat"])
     with database.write() as connection:
         assert (state, statements.adopt(connection, seen, an_owner())) == ("running", None)
         assert statements.lose(connection, seen, "test", "never begun")
     assert _jobs(postgres_url) == [(job_id, "lost")]
+
+
+def test_a_worker_that_is_told_to_stop_does_not_wait_to_learn_whether_its_row_was_stored(
+    unanswered: LosingProxy, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubt, "PATIENCE_S", 1e6)
+
+    def stop() -> None:
+        until(lambda: unanswered.lost)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(DatabaseUnavailable, match="may have been stored"):
+        WorkerJob(processes=1).run()
+    stopping.join()
+    assert [state for _, state in _jobs(postgres_url)] == ["running"]  # it falls silent, and is lost
 
 
 @pytest.mark.parametrize("is_monitored", [True, False])

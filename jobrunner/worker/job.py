@@ -10,6 +10,7 @@ from jobrunner import registry
 from jobrunner.database import get_database
 from jobrunner.errors import DatabaseError, JobNotFound, UsageError, error_of_end
 from jobrunner.executors.base import WorkerExecutor
+from jobrunner.executors.signals import heard_without_loop
 from jobrunner.models import BaseJob
 from jobrunner.models.start import Start, owner_for
 
@@ -80,16 +81,21 @@ class WorkerJob(BaseJob):
         """
         from jobrunner.worker.loop import Worker
         from jobrunner.worker.probe import Probe
+        from jobrunner.worker.stopping import Stop
 
         for module in (self.spec or {})["imports"]:  # what cannot be had is said before anything is stored
             registry.load_module(module)
-        probe = Probe(self.probe)
-        with self._opened(), Start(get_database(), self, owner_for(self)) as start:
+        probe, stop = Probe(self.probe), Stop()
+        with (
+            self._opened(),
+            heard_without_loop(stop.on_signal),
+            Start(get_database(), self, owner_for(self), is_wanted=lambda: not stop.is_wished) as start,
+        ):
             taken = start.take()
             on_started = getattr(self.executor, "on_started", None)
             if on_started is not None:
                 on_started(self.id)
-            worker = Worker(start.database, start.owner, taken.claim, self, probe)
+            worker = Worker(start.database, start.owner, taken.claim, self, probe, stop)
             start.has_begun()  # and it ends its row itself: an error leaves that to `start`
             state = asyncio.run(worker.run())
         with suppress(DatabaseError, JobNotFound):  # it would hide how the work itself ended

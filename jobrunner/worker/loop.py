@@ -63,8 +63,10 @@ class Worker:
         claim: Claim,
         job: "WorkerJob",
         probe: Probe | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self._probe = probe or Probe(None)
+        self._stop = stop or Stop()
         self._database = database
         self._owner = owner
         self._claim = claim
@@ -81,7 +83,6 @@ class Worker:
             watches=self._capacity > 0,
             runs_code=spec["processes"] != 0,
         )
-        self._stop = Stop()
         self._troubles: dict[str, Trouble] = {}
         self._rounds = 0
 
@@ -211,7 +212,10 @@ class Worker:
     async def _drain(self) -> None:
         """Give the jobs back, and wait for code that runs; beats go on until then."""
         log.info(
-            "the worker takes no more", to_release=len(self._runner.jobs), running=len(self._code.by_job)
+            "the worker takes no more, and gives its jobs back",
+            why=None if self._stop.is_lost else self._stop.outcome[1],
+            to_release=len(self._runner.jobs),
+            running=len(self._code.by_job),
         )
         await self._guarded("tell", self._telling.tell)  # who serves for us stops, too
         await self._runner.stop("released: its worker was stopped")

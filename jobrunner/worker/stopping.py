@@ -39,7 +39,6 @@ class Stop:
         """Have the worker take nothing more, give its jobs back, and end; the first reason stands."""
         if not self._wished.is_set():
             self.outcome = (state, message)
-            log.info("the worker gives its jobs back", why=message)
             self._wished.set()
 
     def on_flagged(self) -> None:
@@ -53,12 +52,17 @@ class Stop:
         self._wished.set()
 
     def on_signal(self, number: int) -> None:
-        """Stop at a first signal, and end the process at a second one."""
+        """Stop at a first signal, and end the process at a second one.
+
+        It may interrupt anything, a line that is being logged too: at the first, nothing is logged here.
+        """
         name, now_s = signal.Signals(number).name, monotonic_s()
         if self._signalled_s is None:
             self._signalled_s = now_s
             self.wish(f"stopped by {name}")
         elif now_s - self._signalled_s >= _SAME_SIGNAL_S:
             # What is running stays so in the database: others find it silent, and take it over.
-            log.warning(f"{name} again: leaving at once")
-            os._exit(128 + number)
+            try:
+                log.warning(f"{name} again: leaving at once")
+            finally:
+                os._exit(128 + number)

@@ -1,6 +1,8 @@
 """A worker: what it takes and what it leaves, how several share, whose orphans it adopts, how it stops."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from sqlalchemy import Connection, RowMapping
 from jobrunner import identity, statements, worklist
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnavailable, SettingsError
+from jobrunner.executors.local import LocalExecutor
+from jobrunner.executors.signals import STOPPING
 from jobrunner.models import BaseJob
 from jobrunner.statements import Sighting
 from jobrunner.states import JobState
@@ -409,6 +413,20 @@ async def test_a_part_of_a_round_that_fails_keeps_back_no_other(
 
 
 # --- stopping -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_worker_that_is_told_to_stop_as_soon_as_it_is_known_stops_in_good_order(
+    database: Database, number: signal.Signals
+) -> None:
+    def stop(_job_id: int) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    job = WorkerJob(LocalExecutor(on_started=stop), processes=1)
+    job.run()
+    assert (job.state, job.message) == (JobState.SUCCESS, f"stopped by {number.name}")
+    assert signal.getsignal(number) is before
 
 
 @in_loop
