@@ -17,6 +17,7 @@ from jobrunner.log_limits import Seldom, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.poller import Poller
 from jobrunner.retry import Retry
+from jobrunner.turns import Turns
 
 log = get_logger(__name__)
 
@@ -60,6 +61,8 @@ class Channel:
         self._poll()
         self._is_deaf = False
         self._deafness = Trouble()
+        self.turns = Turns()
+        """Of its jobs that are to be submitted, or looked for."""
         self.seldom = Seldom()
         """What is said of this connection again and again."""
         self._listening: asyncio.Task[None] | None = None

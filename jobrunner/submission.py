@@ -6,8 +6,8 @@ After a crash or a pause at any step there is one external job, or a `failed` ro
 
 import datetime as dt
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, RowMapping
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jobrunner.runner import Runner
 
 log = get_logger(__name__)
+
+_T = TypeVar("_T")
 
 _SLACK_S = 15.0  # beyond a call's own deadline, for the database's part of a step
 _RETRY_AFTER_MOST_S = 3600.0  # a server whose clock is wrong must not hold a job back for a year
@@ -56,17 +58,16 @@ class _Submission:
         self._host_id = identity.host_id() if owned.is_bound_here else None
         self._host_uid = identity.uid() if owned.is_bound_here else None
         self._said: str | None = None
+        self._has_turn = False
         self._defects = 0
         """How often in succession the backend's own code failed to prove the submission."""
 
     async def run(self) -> Verdict | None:
         retry = Retry(first_s=0.2)
         while not self._is_over():
-            # A beat means progress: this step is late when it takes longer than its call may.
-            self._owned.progress_by_s = monotonic_s() + 2 * self._owned.channel.patience.call_s + _SLACK_S
             asked_s = 0.0
             try:
-                verdict = await (self._find() if self._in_doubt else self._submit())
+                verdict = await self._try_once()
             except SubmitRejected as error:
                 return Verdict(JobState.FAILED, f"not accepted: {words_of(error)}")
             except Throttled as error:
@@ -77,6 +78,36 @@ class _Submission:
                 return verdict
             await self._rest(max(asked_s, retry.next_s()))
         return None
+
+    async def _try_once(self) -> Verdict | None:
+        """Submit it, or look for it, when it is its turn. Raises `SubmitRejected` and `Throttled`."""
+        self._has_turn = await self._owned.channel.turns.take(self._goes_on_waiting, _LOOK_S)
+        if self._is_over():
+            self._give_back_turn()
+            return None
+        try:
+            # A beat means progress: this step is late when it takes longer than its call may.
+            self._owned.progress_by_s = monotonic_s() + 2 * self._owned.channel.patience.call_s + _SLACK_S
+            return await (self._find() if self._in_doubt else self._submit())
+        finally:
+            self._give_back_turn()
+
+    def _goes_on_waiting(self) -> bool:
+        # Those whose turn it is get on: each of their calls has its time.
+        self._owned.progress_by_s = monotonic_s() + _SLACK_S
+        return not (self._is_over() or (self._not_wanted() is not None and self._may_end_now()))
+
+    async def _in_turn(self, call: Awaitable[_T]) -> _T:
+        """Await what a turn is for, and give the turn back: what comes then may take its time."""
+        try:
+            return await call
+        finally:
+            self._give_back_turn()
+
+    def _give_back_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._owned.channel.turns.give_back()
 
     async def _rest(self, seconds: float) -> None:
         """Wait before the next try; a job that is not in doubt ends at once when it is not wanted."""
@@ -173,7 +204,7 @@ class _Submission:
         owned, channel = self._owned, self._owned.channel
         try:
             with sending_until(until_s):
-                return await channel.backend.submit(self._spec, owned.token)
+                return await self._in_turn(channel.backend.submit(self._spec, owned.token))
         except (SubmitRejected, Throttled):
             raise
         except NotSent as error:
@@ -251,8 +282,10 @@ class _Submission:
         owned, channel = self._owned, self._owned.channel
         since = self._started_at or self._created_at
         try:
-            found = await channel.backend.find(
-                self._spec, owned.token, since, baseline=self._baseline, is_held=self._held
+            found = await self._in_turn(
+                channel.backend.find(
+                    self._spec, owned.token, since, baseline=self._baseline, is_held=self._held
+                )
             )
         except Throttled:
             raise

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -14,7 +15,7 @@ import pytest
 from jobrunner.backends.base import Absent, Found, Gone, Observation, Unsure, sending_until
 from jobrunner.backends.batch import BatchBackend, BatchConnection
 from jobrunner.backends.batch.backend import ABSENT_AFTER_S, DESCRIBE_MOST, TERMINATE_MOST
-from jobrunner.backends.batch.limiter import Limiter
+from jobrunner.backends.batch.limiter import Lane, Limiter
 from jobrunner.backends.batch.trouble import AwsError, Kind
 from jobrunner.clock import monotonic_s, utcnow
 from jobrunner.errors import NotSent, SettingsError, SubmitRejected, SubmitTooLate, Throttled
@@ -529,16 +530,79 @@ def test_a_wrong_setting_is_one_sentence(options: dict[str, Any], words: str) ->
 # --- the limiter ---------------------------------------------------------------------------------
 
 
-def test_the_limiter_spaces_calls_and_gives_way_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The limiter's clock: it goes on when all wait, to the moment for which the first of them waits."""
     now_s = [50.0]
-    monkeypatch.setattr("jobrunner.backends.batch.limiter.monotonic_s", lambda: now_s[0])
-    limiter = Limiter(10.0, burst=4)
-    waits = [limiter.reserve_s() for _ in range(14)]
-    assert waits[:4] == pytest.approx([0, 0, 0, 0], abs=0.1)
-    assert 1.0 - 0.1 <= waits[-1] <= 1.2 * 1.0 + 0.1
-    assert waits == sorted(waits)
+    waiting: list[float] = []
+    real = asyncio.sleep
 
-    now_s[0] += 100.0
+    async def sleep(seconds: float) -> None:
+        due_s = now_s[0] + seconds
+        waiting.append(due_s)
+        try:
+            while now_s[0] < due_s:
+                await real(0)
+                await real(0)
+                if min(waiting) == due_s:
+                    now_s[0] = due_s
+        finally:
+            waiting.remove(due_s)
+
+    monkeypatch.setattr("jobrunner.backends.batch.limiter.monotonic_s", lambda: now_s[0])
+    monkeypatch.setattr("jobrunner.backends.batch.limiter.asyncio", SimpleNamespace(sleep=sleep))
+    return now_s
+
+
+async def _left_at(limiter: Limiter, clock: list[float], lane: Lane, left: list[tuple[Lane, float]]) -> None:
+    begun_s = clock[0]
+    await limiter.turn(lane)
+    left.append((lane, clock[0] - begun_s))
+
+
+def _left(limiter: Limiter, clock: list[float], *lanes: Lane) -> list[tuple[Lane, float]]:
+    """Let calls ask for their turns in this order, and return when they left, in that order."""
+    left: list[tuple[Lane, float]] = []
+
+    async def main() -> None:
+        await asyncio.gather(*(_left_at(limiter, clock, lane, left) for lane in lanes))
+
+    asyncio.run(main())
+    return left
+
+
+def test_the_limiter_spaces_calls(clock: list[float]) -> None:
+    left = [after_s for _, after_s in _left(Limiter(10.0, burst=4), clock, *14 * [Lane.WATCH])]
+    assert left[:4] == pytest.approx([0, 0, 0, 0], abs=0.1)
+    assert 1.0 - 0.1 <= left[-1] <= 1.2 * 1.0 + 0.1
+    assert left == sorted(left)
+
+
+def test_a_line_of_submissions_takes_half_of_the_calls(clock: list[float]) -> None:
+    left = _left(Limiter(10.0), clock, *100 * [Lane.SUBMIT], *5 * [Lane.WATCH])
+    assert [lane for lane, _ in left[:11]].count(Lane.WATCH) == 5
+    assert max(after_s for lane, after_s in left if lane is Lane.WATCH) < 1.5
+
+
+def test_who_gives_up_its_place_delays_nobody(clock: list[float]) -> None:
+    limiter = Limiter(10.0)
+    left: list[tuple[Lane, float]] = []
+
+    async def main() -> None:
+        gone = [asyncio.create_task(limiter.turn(Lane.SUBMIT)) for _ in range(500)]
+        await asyncio.sleep(0)
+        for each in gone:
+            each.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        await _left_at(limiter, clock, Lane.SUBMIT, left)
+
+    asyncio.run(main())
+    assert left[0][1] < 1.0
+
+
+def test_the_limiter_gives_way_after_a_refusal(clock: list[float]) -> None:
+    now_s = clock
+    limiter = Limiter(10.0, burst=4)
     limiter.slow_down()
     limiter.slow_down()  # of the same moment
     assert limiter.per_s == 5.0

@@ -32,6 +32,7 @@ _CUTS = ("cut_connections", "cut_connections")
 _CODE = ("let_code_of_others_go_wrong",)
 _BURSTS = ("burst",)
 _DISK = ("fill_the_disk",)
+_DISK_SIZE = "256m"  # half an hour's jobs, with their long texts, have 50 MB
 _SETTLE_S = 240.0
 
 
@@ -161,7 +162,7 @@ def _a_small_disk(directory: Path) -> Iterator[Path | None]:
     """Mount a small file system of memory; None where that may not be done."""
     place = directory / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_SIZE}", "none", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         yield None
         return

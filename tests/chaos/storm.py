@@ -19,7 +19,7 @@ from jobrunner.settings import configure
 from tests.chaos import demotion, history, slow_names
 from tests.chaos.bursts import Bursts
 from tests.chaos.faults import AWAY, CALL_S, HEARTRATE_S, Faults
-from tests.chaos.hostile import AS_PLANNED
+from tests.chaos.hostile import AS_PLANNED, Unprintable
 from tests.chaos.outside import Outside
 from tests.chaos.processes import NO_DATABASE, ROOT, Place, Processes, a_cluster, a_worker
 from tests.chaos.sides import by_name, outside
@@ -303,8 +303,12 @@ class Storm:
             f"{place.name} wrote a traceback: {' / '.join(trace.splitlines()[:_TRACE_LINES])}"
             for place in self.processes.places
             for trace in place.words.read_text().split("Traceback (most recent call last)")[1:]
-            if place.kind == "worker" and "/jobrunner/" in trace and AS_PLANNED not in trace
+            if place.kind == "worker" and "/jobrunner/" in trace and not _is_planned(trace)
         ]
+
+
+def _is_planned(trace: str) -> bool:
+    return AS_PLANNED in trace or f"{Unprintable.__module__}.{Unprintable.__name__}" in trace
 
 
 def _left_behind(notes: str) -> list[str]:

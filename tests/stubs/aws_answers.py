@@ -3,10 +3,10 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 from jobrunner.backends.batch import BatchBackend
+from jobrunner.backends.batch.limiter import Limiter
 
 
 class AnsweredBatch:
@@ -15,9 +15,7 @@ class AnsweredBatch:
     def __init__(self, backend: BatchBackend) -> None:
         self.backend = backend
         self.answers: dict[str, tuple[int, str]] = {}
-        self.backend.aws.limiter = SimpleNamespace(  # type: ignore[assignment]  # nobody is spared here
-            reserve_s=lambda: 0.0, slow_down=lambda: None, speed_up=lambda: None
-        )
+        self.backend.aws.limiter = Limiter(1e6, burst=1000)  # nobody is spared here
         client = self.backend.aws._client("batch", "eu-west-1")
         logs = self.backend.aws._client("logs", "eu-west-1")
         client.meta.events.register_first("before-send.batch.*", self._answer)

@@ -5,6 +5,7 @@ import contextvars
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Self, TypeVar
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from jobrunner.backends.base import ensure_in_time
-from jobrunner.backends.batch.limiter import Limiter
+from jobrunner.backends.batch.limiter import Lane, Limiter
 from jobrunner.backends.batch.shapes import fitting_answer, names_a_job, names_jobs
 from jobrunner.backends.batch.threads import in_daemon_thread
 from jobrunner.backends.batch.trouble import AwsError, Call, Kind, NotAws, trouble_of
@@ -28,6 +29,9 @@ _T = TypeVar("_T")
 
 THREADS = 4
 """Calls that may be under way at once: more gain nothing at 100 ids a call."""
+_THREADS_OF = {Lane.WATCH: THREADS, Lane.SUBMIT: THREADS - 1}
+"""... of one line: submissions that are answered slowly leave a place for the watching."""
+_A_CALL_A_JOB = frozenset({"submit_job", "list_jobs"})
 
 _CONNECT_S, _READ_S = 5.0, 20.0
 _LONG_POLL_S = 20.0  # the longest that SQS waits for a message
@@ -90,7 +94,7 @@ class Aws:
     def __init__(self, options: BatchConnection) -> None:
         self.options = options
         self.limiter = Limiter(options.calls_per_s, burst=THREADS)
-        self._free: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
+        self._free: tuple[asyncio.AbstractEventLoop, dict[Lane, tuple[asyncio.Semaphore, ...]]] | None = None
         self._lock = threading.Lock()
         self._session: Any = None
         self._clients: dict[tuple[str, str], Any] = {}
@@ -105,11 +109,12 @@ class Aws:
         `is_long`: it waits for something on the other side, and must not hold up the others.
         Raises `AwsError`, `SubmitTooLate`, and `UsageError` where boto3 is not installed.
         """
-        await asyncio.sleep(self.limiter.reserve_s())
+        lane = Lane.SUBMIT if operation in _A_CALL_A_JOB else Lane.WATCH
+        await self.limiter.turn(lane)
         context = contextvars.copy_context()  # a submission's deadline travels along
         do = partial(context.run, self._call, service, operation, region, params)
         try:
-            answer: dict[str, Any] = await (in_daemon_thread(do) if is_long else self._in_turn(do))
+            answer: dict[str, Any] = await (in_daemon_thread(do) if is_long else self._in_turn(do, lane))
         except AwsError as error:
             if error.kind is Kind.THROTTLED:
                 self.limiter.slow_down()
@@ -117,21 +122,25 @@ class Aws:
         self.limiter.speed_up()
         return answer
 
-    async def _in_turn(self, do: Callable[[], _T]) -> _T:
+    async def _in_turn(self, do: Callable[[], _T], lane: Lane = Lane.WATCH) -> _T:
         """Do it in a thread, one of few; a caller that gave up keeps the place until the thread has ended."""
-        free = self._free_now()
-        await free.acquire()
-        call = in_daemon_thread(do)
-        call.add_done_callback(lambda _call: free.release())
+        with ExitStack() as taken:
+            for free in self._free_now(lane):
+                await free.acquire()
+                taken.callback(free.release)
+            call, places = in_daemon_thread(do), taken.pop_all()
+        call.add_done_callback(lambda _call: places.close())
         self._under_way.add(call)
         call.add_done_callback(self._under_way.discard)
         return await asyncio.shield(call)
 
-    def _free_now(self) -> asyncio.Semaphore:
+    def _free_now(self, lane: Lane) -> tuple[asyncio.Semaphore, ...]:
+        """Return the places of a line, and of all: both have to be free."""
         loop = asyncio.get_running_loop()
         if self._free is None or self._free[0] is not loop:  # a client may be used in one loop after another
-            self._free = loop, asyncio.Semaphore(THREADS)
-        return self._free[1]
+            everywhere = asyncio.Semaphore(THREADS)
+            self._free = loop, {each: (asyncio.Semaphore(n), everywhere) for each, n in _THREADS_OF.items()}
+        return self._free[1][lane]
 
     @property
     def region(self) -> str:
