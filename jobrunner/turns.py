@@ -3,9 +3,6 @@
 import asyncio
 from collections.abc import Callable
 
-AT_ONCE = 32
-"""Jobs of one connection: so many calls that the outside answers slowly leave room for the watching."""
-
 
 class Turns:
     """Turns at a connection. Waiting for one is no call, so that no deadline of a call runs meanwhile.
@@ -14,7 +11,7 @@ class Turns:
     each wait longer among the others than a call may take, and be tried again and again, for ever.
     """
 
-    def __init__(self, at_once: int = AT_ONCE) -> None:
+    def __init__(self, at_once: int) -> None:
         self._free = asyncio.Semaphore(at_once)
 
     async def take(self, goes_on_waiting: Callable[[], bool], look_s: float) -> bool:

@@ -116,6 +116,9 @@ class Backend(Protocol):
     AsyncIterator[str]` yields the external ids of jobs of which something was heard, so that they are
     asked about at once; it may tell too much, too little, or twice: `fetch` remains the truth.
 
+    `submissions_at_once: int`, where a backend has it, says how many jobs of a connection are submitted, or
+    looked for, at once; by default 32. The others wait for their turn, outside of any call's deadline.
+
     A system that knows no token may still be asked what is there: `async baseline(spec) -> str` is
     called before a submission begins, and its answer is stored with the intent. `find` is then called
     with two keywords more: `baseline` (None: it was never stored) and `is_held(ids)`, which returns

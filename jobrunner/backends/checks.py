@@ -21,6 +21,9 @@ Say = Callable[[str], None]
 ID_MOST = 2_000
 """The most bytes of an external id: PostgreSQL's index takes about 2,700, with the connection's name."""
 
+SUBMISSIONS_AT_ONCE = 32
+"""Jobs that are submitted, or looked for, at once, by default: calls that are answered slowly leave room."""
+
 _SHOWN = 200
 _WAIT_MOST_S = 86_400.0
 _NO_REASON = "no reason was given"
@@ -193,12 +196,23 @@ def line_of(line: Any) -> LogLine:
 
 def limit_of(backend: object, say: Say) -> int:
     """Return how many ids one call takes, at least 1."""
+    return _count_in(backend, "bulk_limit", 1, say)
+
+
+def submissions_at_once_of(backend: object, say: Say) -> int:
+    """Return how many jobs may be submitted, or looked for, at once; a backend need not say."""
+    return _count_in(backend, "submissions_at_once", SUBMISSIONS_AT_ONCE, say, is_optional=True)
+
+
+def _count_in(backend: object, name: str, default: int, say: Say, *, is_optional: bool = False) -> int:
     try:
-        limit = backend.bulk_limit  # type: ignore[attr-defined]  # it is anybody's
+        count = getattr(backend, name, None) if is_optional else getattr(backend, name)
     except BaseException as error:  # noqa: BLE001  # it may be a property
-        say(f"bulk_limit cannot be read: {words_of(error)}")
-        return 1
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        say(f"bulk_limit is {shown(limit)}, not a number of 1 or more")
-        return 1
-    return limit
+        say(f"{name} cannot be read: {words_of(error)}")
+        return default
+    if count is None and is_optional:
+        return default
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        say(f"{name} is {shown(count)}, not a number of 1 or more")
+        return default
+    return count

@@ -45,6 +45,11 @@ class GuardedBackend:
         """The most ids that one call of `fetch` or `cancel` takes."""
         return checks.limit_of(self.raw, self._say)
 
+    @property
+    def submissions_at_once(self) -> int:
+        """The most jobs that are submitted, or looked for, at once."""
+        return checks.submissions_at_once_of(self.raw, self._say)
+
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         """Start a job and return its external id, which may be one that cannot be stored."""
         return checks.submitted(await self._call("submit", (token,), spec, token))

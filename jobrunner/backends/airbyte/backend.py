@@ -42,6 +42,7 @@ class AirbyteBackend:
     """
 
     bulk_limit = BULK
+    submissions_at_once: int
     patience = Patience(call_s=LONG_S + 30.0, appear_s=180.0, vanish_s=900.0)
 
     def __init__(
@@ -55,6 +56,8 @@ class AirbyteBackend:
         fresh_s: float = FRESH_S,
     ) -> None:
         self.options = options
+        # Before a job is submitted, its intent is stored: it is sent soon after, and waits for no other.
+        self.submissions_at_once = options.at_once
         self.api = Api(options)
         self._few = few
         self._memory = Memory()
