@@ -3,21 +3,26 @@
 These questions are asked again and again: while there is nothing, it is one statement a look.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, exists, func, literal, or_, select
 
 from jobrunner.resources import KEY
-from jobrunner.sqltypes import age_s, alive, at_most
-from jobrunner.statements import PROTOCOL, may_judge, tables
+from jobrunner.sqltypes import BlobText, age_s, alive, at_most
+from jobrunner.statements import PROTOCOL, Owner, may_claim, may_judge, none_of, tables
 from jobrunner.states import JobState
 
 WORKER = "WorkerJob"
 """The job type of workers."""
 LONGEST_RATE_S = 86_400.0
 """The heartrate in seconds by which a longer one is judged, and one that cannot be read."""
+OF_SOME = "some"
+"""What a worker's row says beside a reason that does not hold for all jobs of a type and a connection.
+
+It holds for some of those of which `is_special` is true.
+"""
 _MISSED = 1.1  # heartrates, after which a beat is missed: no later, as the grace is counted from that look on
 
 
@@ -44,7 +49,7 @@ class Waiting:
     @property
     def is_unreadable(self) -> bool:
         """Whether the columns that say what they need hold no text, as any client of SQLite may write."""
-        return any(isinstance(held, bytes) for held in (self.job_type, self.connection, self.host_id))
+        return any(isinstance(held, BlobText) for held in (self.job_type, self.connection, self.host_id))
 
 
 def todo(conn: Connection) -> Todo:
@@ -74,27 +79,49 @@ def waiting(conn: Connection) -> list[Waiting]:
     return [Waiting(*row) for row in conn.execute(statement)]
 
 
-def unreadable(conn: Connection, most: int) -> list[int]:
-    """Return the ids of queued jobs whose needs cannot be read: on SQLite, blobs may stand there."""
+def unreadable(conn: Connection, owner: Owner, without: Collection[int], most: int) -> list[int]:
+    """Return the ids of queued jobs whose needs cannot be read: on SQLite, blobs may stand there.
+
+    Only those that `owner` may claim, to end them; `without`: jobs that are left alone.
+    """
     if conn.dialect.name != "sqlite":
         return []
     job, _ = tables()
     columns = (job.c.job_type, job.c.connection, job.c.host_id)
     is_blob = or_(*(func.typeof(column) == "blob" for column in columns))
-    statement = select(job.c.id).where(job.c.state == JobState.QUEUED, is_blob)
+    statement = select(job.c.id).where(*_claimable(conn, owner, (), without), is_blob)
     return list(conn.execute(statement.order_by(job.c.id).limit(most)).scalars())
 
 
+def _claimable(
+    conn: Connection, owner: Owner, host_ids: Iterable[str], without: Collection[int]
+) -> list[Any]:
+    """Return the conditions of what `owner` may claim of the queue, but for some jobs.
+
+    They belong into every question that has a limit: what is left out after it keeps younger jobs waiting.
+    """
+    job, _ = tables()
+    return [job.c.state == JobState.QUEUED, may_claim(owner, *host_ids), *none_of(conn, without)]
+
+
 def candidates(
-    conn: Connection, job_type: str, connection: str | None, without: Collection[int], most: int
+    conn: Connection,
+    job_type: str,
+    connection: str | None,
+    owner: Owner,
+    host_ids: Collection[str],
+    without: Collection[int],
+    most: int,
 ) -> list[tuple[int, str | None]]:
-    """Return the oldest queued jobs of a type and a connection, but for some: (id, host_id)."""
+    """Return the oldest queued jobs of a type and a connection that `owner` may claim: (id, host_id).
+
+    `host_ids`, `without`: as for `statements.claim_many`.
+    """
     job, _ = tables()
     statement = select(job.c.id, job.c.host_id).where(
-        job.c.state == JobState.QUEUED,
+        *_claimable(conn, owner, host_ids, without),
         job.c.job_type == job_type,
         job.c.connection.is_not_distinct_from(connection),
-        job.c.id.not_in(without),
     )
     return [(job_id, host_id) for job_id, host_id in conn.execute(statement.order_by(job.c.id).limit(most))]
 
@@ -114,21 +141,42 @@ def why_barred(needs: object, *, is_held: bool) -> str | None:
     return None
 
 
-def asked(conn: Connection, job_types: list[str]) -> list[tuple[str, str | None]]:
-    """Return what queued jobs with code, of these types, ask for: (type, resources as text) each once."""
+def why_barred_row(row: Mapping[Any, Any]) -> str | None:
+    """Return, by a job's whole row, why nobody of this version may claim it; None: its rules are known."""
+    return why_barred(row["needs"], is_held=row["held_at"] is not None and row["kill_requested_at"] is None)
+
+
+def is_special(row: Mapping[Any, Any]) -> bool:
+    """Whether a job is held, bound to a host or a user, or names the rules that it needs."""
+    return any(row[name] is not None for name in ("held_at", "needs", "host_id", "host_uid"))
+
+
+def asked(conn: Connection, job_types: list[str], owner: Owner) -> list[tuple[str, str | None]]:
+    """Return what queued jobs with code, of these types, ask for: (type, resources as text) each once.
+
+    Only of those that `owner` may claim.
+    """
     job, _ = tables()
     statement = select(job.c.job_type, _resources(conn)).distinct()
-    statement = statement.where(job.c.state == JobState.QUEUED, job.c.job_type.in_(job_types))
+    statement = statement.where(*_claimable(conn, owner, (), ()), job.c.job_type.in_(job_types))
     return [(job_type, text) for job_type, text in conn.execute(statement)]
 
 
 def queued(
-    conn: Connection, job_types: list[str], resources: Collection[str | None], most: int
+    conn: Connection,
+    job_types: list[str],
+    resources: Collection[str | None],
+    owner: Owner,
+    without: Collection[int],
+    most: int,
 ) -> list[RowMapping]:
-    """Return rows of the oldest queued jobs of these types that ask for one of these (see `asked`)."""
+    """Return rows of the oldest queued jobs of these types that ask for one of these (see `asked`).
+
+    Only of those that `owner` may claim; `without`: jobs that are left alone.
+    """
     job, _ = tables()
     statement = select(job).where(
-        job.c.state == JobState.QUEUED,
+        *_claimable(conn, owner, (), without),
         job.c.job_type.in_(job_types),
         func.coalesce(_resources(conn), "").in_([text or "" for text in resources]),
     )

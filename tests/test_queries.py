@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Connection
 
-from jobrunner import queries, statements
+from jobrunner import queries, statements, worklist
 from jobrunner.database import Database, get_database
 from jobrunner.models import BaseJob
 from jobrunner.settings import configure
@@ -14,6 +14,8 @@ from jobrunner.states import JobState
 from tests.helpers import a_running_job, an_owner, calls_of, insert_job, plain_sql, statements_of
 
 Ask = Callable[[Connection], object]
+
+OWNER = an_owner()
 
 QUESTIONS: dict[str, Ask] = {
     "most recent of any": lambda conn: queries.most_recent(conn, None),
@@ -36,6 +38,14 @@ QUESTIONS: dict[str, Ask] = {
     "events": lambda conn: queries.events(conn, 7),
     "any live": queries.any_live,
     "flagged": lambda conn: statements.flagged(conn, "a runner"),
+    "to do": worklist.todo,
+    "what waits": worklist.waiting,
+    "code that waits": lambda conn: worklist.queued(conn, ["Common"], [None], OWNER, [1, 2, 3], 10),
+    "what code asks for": lambda conn: worklist.asked(conn, ["Common", "Other"], OWNER),
+    "jobs to claim one by one": lambda conn: worklist.candidates(
+        conn, "Common", None, OWNER, ["a/b/c"], [1, 2, 3], 50
+    ),
+    "unreadable jobs": lambda conn: worklist.unreadable(conn, OWNER, [1, 2, 3], 100),
 }
 
 

@@ -54,7 +54,7 @@ def _why_waiting(job: "BaseJob") -> str | None:
             workers = worklist.workers(connection, database.settings.grace_multiplier)
     except DatabaseError as error:  # it is stored, and that is what was asked for
         return f"it is not known whether a worker takes it ({error})"
-    return why_waiting(job.job_type, job.connection, workers, job.spec)
+    return why_waiting(job.job_type, job.connection, workers, job.spec, is_special=job.needs is not None)
 
 
 def watch_to_the_end(run: Callable[[], None], live: Live) -> int:

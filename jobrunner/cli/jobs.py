@@ -120,7 +120,11 @@ def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
     with database.read() as connection:
         workers = worklist.workers(connection, database.settings.grace_multiplier)
     found = {
-        row["id"]: spelling.why_waiting(row["job_type"], row["connection"], workers, row["spec"])
+        row["id"]: worklist.why_barred_row(row)
+        or spelling.why_waiting(
+            *(row["job_type"], row["connection"], workers, row["spec"]),
+            is_special=worklist.is_special(row),
+        )
         for row in queued
     }
     return {job_id: why for job_id, why in found.items() if why is not None}

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobrunner.cli.output import one_line
 from jobrunner.states import JobState
+from jobrunner.worklist import OF_SOME
 
 _NAMED_MOST = 3  # workers; of more, it is said how many
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
@@ -59,21 +60,24 @@ def why_waiting(
     connection: str | None,
     workers: Sequence[Mapping[Any, Any]],
     spec: Mapping[str, Any] | None = None,
+    *,
+    is_special: bool = True,
 ) -> str | None:
     """Return why no worker takes such a queued job; None where one should. `workers`: those alive.
 
-    `spec`: the job's, where resources may stand for which it waits.
+    `spec`: the job's, where resources may stand for which it waits. `is_special`: see `worklist.is_special`.
     """
     if not workers:
         return "no worker is alive; `jobrunner worker` starts one"
-    asked = [(spec.get("resources") if isinstance(spec, Mapping) else None) or {}]
+    asked = (spec.get("resources") if isinstance(spec, Mapping) else None) or {}
+    fitting = [[], [asked], *([[OF_SOME]] if is_special else [])]
     refusals: dict[str, list[int]] = {}
     for worker in workers:
         why = next(
             (
                 why
-                for kind, name, why, *resources in _unserved_by(worker)
-                if (kind, name) == (job_type, connection) and resources in ([], asked)
+                for kind, name, why, *only_of in _unserved_by(worker)
+                if (kind, name) == (job_type, connection) and only_of in fitting
             ),
             None,
         )

@@ -75,6 +75,14 @@ class CodeJobs(Protocol):
         """Whether a job could not be started, and not long ago."""
         ...
 
+    def resting(self) -> list[int]:
+        """Return the jobs that could not be started, and not long ago."""
+        ...
+
+    def failed(self) -> list[int]:
+        """Return the jobs that could not be started, also those that may be tried again."""
+        ...
+
     async def start(
         self, job_id: int, orphan: Sighting | None = None, resources: Mapping[str, float] = NONE
     ) -> None:

@@ -190,6 +190,14 @@ class Children:
         """Whether the last child for a job failed before it claimed it, and not long ago."""
         return self._resting.is_resting(job_id)
 
+    def resting(self) -> list[int]:
+        """Return those whose last child failed before it claimed them, and not long ago."""
+        return self._resting.resting()
+
+    def failed(self) -> list[int]:
+        """Return those whose last child failed before it claimed them."""
+        return self._resting.failed()
+
     def _rest(self, job_id: int, code: int) -> None:
         rest_s = self._resting.rest(job_id)
         why = _words_of(code)

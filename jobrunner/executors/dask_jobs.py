@@ -122,6 +122,14 @@ class DaskJobs:
         """Whether a job could not be started, and not long ago."""
         return self._resting_jobs.is_resting(job_id)
 
+    def resting(self) -> list[int]:
+        """Return the jobs that could not be started, and not long ago."""
+        return self._resting_jobs.resting()
+
+    def failed(self) -> list[int]:
+        """Return the jobs that could not be started, also those that may be tried again."""
+        return self._resting_jobs.failed()
+
     async def start(
         self, job_id: int, orphan: Sighting | None = None, resources: Mapping[str, float] = NONE
     ) -> None:

@@ -32,6 +32,10 @@ class Resting(Generic[_K]):
         now_s = self._clock()
         return [key for key, (until_s, _) in self._until.items() if until_s > now_s]
 
+    def failed(self) -> list[_K]:
+        """Return all that failed and have not succeeded since, also those that have rested."""
+        return list(self._until)
+
     def rest(self, key: _K) -> float:
         """Take note that it failed, and return for how many seconds it rests."""
         self._forget_old()

@@ -90,8 +90,7 @@ def claimed(
 def _why_not_taken(row: RowMapping) -> str:
     if row["state"] is not JobState.QUEUED:
         return f"Job {row['id']} is {row['state']}, not queued: only a queued job can be run."
-    is_held = row["held_at"] is not None and row["kill_requested_at"] is None
-    why = worklist.why_barred(row["needs"], is_held=is_held) or "it belongs to another host or user"
+    why = worklist.why_barred_row(row) or "it belongs to another host or user"
     return f"Job {row['id']} is queued, and cannot be run here: {why}."
 
 

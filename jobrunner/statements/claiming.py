@@ -33,6 +33,7 @@ from jobrunner.statements.table import (
     is_one,
     may_claim,
     may_judge,
+    none_of,
     of_given,
     owned,
     tables,
@@ -131,8 +132,7 @@ def claim_many(
     """
     job, _ = tables()
     guard = and_(job.c.state == JobState.QUEUED, may_claim(owner, *host_ids), _is_of(served))
-    if without:
-        guard = and_(guard, job.c.id.not_in(without))
+    guard = and_(guard, *none_of(conn, without))
     some = select(job.c.id).where(guard).order_by(job.c.id).limit(most)
     if conn.dialect.name == "postgresql":
         some = some.with_for_update(key_share=True, skip_locked=True)

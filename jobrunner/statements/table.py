@@ -4,7 +4,7 @@ import datetime as dt
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     Update,
+    all_,
     and_,
     any_,
     bindparam,
@@ -175,7 +176,18 @@ def in_ids(dialect: str) -> Any:
     return job.c.id.in_(select(values.c.value))
 
 
-def id_list(conn: Connection, ids: Sequence[int]) -> str:
+def none_of(conn: Connection, ids: Collection[int]) -> list[Any]:
+    """Return the condition that a job is none of these, however many; nothing where there are none."""
+    if not ids:
+        return []
+    job, _ = tables()
+    listed = literal(id_list(conn, ids), Text)
+    if conn.dialect.name == "postgresql":
+        return [job.c.id != all_(listed.cast(ARRAY(BigInteger)))]
+    return [job.c.id.not_in(select(func.json_each(listed).table_valued("value").c.value))]
+
+
+def id_list(conn: Connection, ids: Iterable[int]) -> str:
     listed = ",".join(map(str, ids))
     return f"{{{listed}}}" if conn.dialect.name == "postgresql" else f"[{listed}]"
 

@@ -1,7 +1,7 @@
 """Queued jobs: a worker claims its share of those to watch, and starts those that run their own code."""
 
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 from sqlalchemy import Connection, RowMapping
 
@@ -46,7 +46,8 @@ class Claiming:
         self._telling.unserved = served.unserved
         took, self.is_held_back = 0, False
         if served.unreadable:
-            for job_id in await self._means.read(worklist.unreadable, _UNREADABLE_MOST):
+            owner, resting = self._means.runner.owner, self._refused.resting()
+            for job_id in await self._means.read(worklist.unreadable, owner, resting, _UNREADABLE_MOST):
                 await self._end_unread(job_id, "its job_type, connection or host_id holds a blob, not a text")
         if served.monitored:
             took += await self._claim_monitored(served)
@@ -93,8 +94,12 @@ class Claiming:
             raise
         except DatabaseError as error:
             log.debug("jobs are claimed one by one", kind=kind, error=error)
-        rows = []
-        for job_id, host_id in await means.read(worklist.candidates, *kind, resting, min(most, _ALONE_MOST)):
+        rows: list[RowMapping] = []
+        most = min(most, _ALONE_MOST)
+        # Those first that never failed: many that fail must not come round again and again before them.
+        found = await means.read(worklist.candidates, *kind, owner, host_ids, self._refused.failed(), most)
+        found = found or await means.read(worklist.candidates, *kind, owner, host_ids, resting, most)
+        for job_id, host_id in found:
             try:
                 row = await means.write(_claim_one, job_id, owner, host_id)
             except DatabaseUnavailable:
@@ -107,9 +112,9 @@ class Claiming:
         return rows
 
     async def _start_code(self, job_types: list[str]) -> None:
-        code = self._means.code
+        code, owner = self._means.code, self._means.runner.owner
         texts = set()
-        for job_type, text in await self._means.read(worklist.asked, job_types):
+        for job_type, text in await self._means.read(worklist.asked, job_types, owner):
             why, resources = self._why_not(text)
             if why is not None:
                 self._telling.unserved.append(Unserved(job_type, None, why, resources))
@@ -117,10 +122,13 @@ class Claiming:
                 texts.add(text)
         if not texts:
             return
-        rows = await self._means.read(worklist.queued, job_types, texts, 10 * code.free)
-        fit = [row for row in rows if row["id"] not in code.by_job and not code.is_resting(row["id"])]
+        ask, most = (worklist.queued, job_types, texts, owner), 10 * code.free
+        rows = await self._means.read(*ask, self._without([*code.failed(), *self._refused.failed()]), most)
+        if not rows:
+            resting = [*code.resting(), *self._refused.resting()]
+            rows = await self._means.read(*ask, self._without(resting), most)
         # At random among the oldest: others who choose at the same time shall choose differently.
-        for row in random.sample(fit, len(fit)):
+        for row in random.sample(rows, len(rows)):
             why = why_unreadable(row, is_monitored=False)
             if why is not None:
                 await self._end_unread(row["id"], why)
@@ -128,6 +136,10 @@ class Claiming:
             resources = resources_in(row["spec"])
             if code.has_room_for(resources):
                 await code.start(row["id"], None, resources)
+
+    def _without(self, job_ids: Iterable[int]) -> set[int]:
+        """Return the jobs with code that are not looked at: these, and those that were started."""
+        return {*self._means.code.by_job.keys(), *job_ids}
 
     def _why_not(self, text: str | None) -> tuple[str | None, dict[str, float]]:
         """Return why code that asks for these resources is not run here, and the resources."""

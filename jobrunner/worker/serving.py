@@ -9,7 +9,8 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError
 from jobrunner.models import BaseJob, MonitorJob
 from jobrunner.settings import Settings
-from jobrunner.worklist import WORKER, Waiting, why_barred
+from jobrunner.sqltypes import BlobText
+from jobrunner.worklist import OF_SOME, WORKER, Waiting, why_barred
 
 Kind = tuple[str, str | None]
 """A job type, and the connection that the row names."""
@@ -27,10 +28,14 @@ class Unserved:
     why: str
     resources: Mapping[str, float] | None = None
     """What it asks for, if that is why."""
+    is_of_some: bool = False
+    """Whether it is said only of some: the held, the bound, those that a newer version stored."""
 
     def as_row(self) -> list[Any]:
         """Return it as the worker's row tells it."""
         row: list[Any] = [self.job_type, self.connection, self.why]
+        if self.is_of_some:
+            return [*row, OF_SOME]
         return row if self.resources is None else [*row, dict(self.resources)]
 
 
@@ -81,25 +86,30 @@ class Serving:
         monitored: dict[Kind, int] = {}
         coded: dict[str, None] = {}
         hosts: dict[str, None] = {}
-        unserved: dict[Kind, str] = {}
+        unserved: dict[Unserved, None] = {}
         unreadable = False
         for each in waiting:
+            kind = each.job_type, each.connection
             if each.is_unreadable:
                 unreadable = True
+                if isinstance(each.host_id, BlobText):  # whose it is, nobody knows: it cannot even be ended
+                    unserved[Unserved(*kind, "its host_id cannot be read", is_of_some=True)] = None
                 continue
-            why = self.why_not(each.job_type, each.connection) or not_here(each)
+            why = self.why_not(*kind)
             if why is not None:
-                unserved[each.job_type, each.connection] = why
+                unserved[Unserved(*kind, why)] = None
+                continue
+            why = why_barred(each.needs, is_held=each.is_held) or self._why_not_here(each)
+            if why is not None:
+                unserved[Unserved(*kind, why, is_of_some=True)] = None
                 continue
             if each.host_id is not None:
                 hosts[each.host_id] = None
             if self.is_monitored(each.job_type):
-                kind = each.job_type, each.connection
                 monitored[kind] = monitored.get(kind, 0) + each.count
             else:
                 coded[each.job_type] = None
-        refused = [Unserved(*kind, why) for kind, why in unserved.items()]
-        return Served(monitored, list(coded), list(hosts), refused, unreadable)
+        return Served(monitored, list(coded), list(hosts), list(unserved), unreadable)
 
     def is_monitored(self, job_type: str) -> bool:
         """Whether jobs of this type are watched; the others run their own code."""
@@ -156,17 +166,20 @@ class Serving:
             return f"this worker serves only the connections {', '.join(sorted(self._connections))}"
         return None
 
+    def _why_not_here(self, waiting: Waiting) -> str | None:
+        """Return why jobs of a kind that is served here wait for another host or user; None: they do not."""
+        # Code is started anew: only what watches a process can go by what an earlier boot has left.
+        can_serve = identity.can_serve if self.is_monitored(waiting.job_type) else is_bound_here
+        if not can_serve(waiting.host_id):
+            return "it is bound to another host"
+        if waiting.host_uid not in {None, identity.uid()}:
+            return f"it is bound to the user {identity.username(waiting.host_uid)}"
+        return None
 
-def not_here(waiting: Waiting) -> str | None:
-    """Return why jobs of a type that is served here still wait; None: they can be claimed."""
-    why = why_barred(waiting.needs, is_held=waiting.is_held)
-    if why is not None:
-        return why
-    if not identity.can_serve(waiting.host_id):
-        return "its process is on another host"
-    if waiting.host_uid not in {None, identity.uid()}:
-        return f"its process belongs to the user {identity.username(waiting.host_uid)}"
-    return None
+
+def is_bound_here(host_id: str | None) -> bool:
+    """Whether a job may run on this host as it is now."""
+    return host_id is None or host_id == identity.host_id()
 
 
 def class_of(job_type: str) -> type[BaseJob] | None:
