@@ -1,5 +1,6 @@
 """Finding orphans: a job counts as one only after standing still for a whole grace before our own eyes."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -18,6 +19,7 @@ from jobrunner.logs import get_logger
 from jobrunner.settings import get_settings
 from jobrunner.statements import Claim, Owner, Sighting
 from jobrunner.states import JobState
+from jobrunner.worklist import Judgeable
 
 if TYPE_CHECKING:
     from jobrunner.models import MonitorJob
@@ -27,6 +29,10 @@ log = get_logger(__name__)
 LOOK_S = 0.5
 """Seconds between two looks at a job that may be an orphan, or less for one that beats faster."""
 
+SILENT_MOST = 20_000
+"""Silent jobs that one look is at; the next look is at the next ones."""
+PAGE = 2_500
+"""Silent jobs of which one statement tells."""
 _LEAST_GAP_S = 3.0
 _ROUNDING_S = 1e-6
 _PROMPT_MOST_S = 1.0
@@ -73,10 +79,11 @@ class StandStill:
         self._clock = clock
         self._counts: dict[int, _Count] = {}
 
-    def look(self, row: RowMapping, took_s: float = 0.0) -> Sighting | None:
+    def look(self, row: RowMapping, took_s: float = 0.0, looked_s: float | None = None) -> Sighting | None:
         """Take note of a running job's row; its sighting once it has stood still for a whole grace.
 
-        `took_s`: how long the look took, with the proof that the database takes writes.
+        `took_s`: how long the look took, with the proof that the database takes writes. `looked_s`: when the
+        database was looked at last, also for other jobs only; None: when this one was.
         """
         now_s, heartrate = self._clock(), rate_of(row)
         grace_s = heartrate * self._grace
@@ -90,7 +97,7 @@ class StandStill:
         if took_s > seen.prompt_s:
             self._counts.pop(seen.job_id, None)
             return None
-        if count is None or count.sighting != seen or now_s - count.looked_s > gap_s:
+        if count is None or count.sighting != seen or now_s - max(count.looked_s, looked_s or 0.0) > gap_s:
             self._counts[seen.job_id] = _Count(seen, now_s)
             return None
         # What happened between two looks is not known: one gap alone is no proof.
@@ -98,10 +105,14 @@ class StandStill:
         count.looked_s = now_s
         return seen if count.still_s >= grace_s - _ROUNDING_S else None
 
-    def keep(self, job_ids: AbstractSet[int]) -> None:
-        """Forget the jobs that are not among these: they beat, or have ended."""
+    def keep(self, job_ids: AbstractSet[int], after: int = 0, until: float = math.inf) -> None:
+        """Forget the jobs that are not among these: they beat, or have ended.
+
+        `after`, `until`: between these ids, the latter included, was looked.
+        """
         for job_id in self._counts.keys() - job_ids:
-            del self._counts[job_id]
+            if after < job_id <= until:
+                del self._counts[job_id]
 
     def forget(self, job_ids: Iterable[int]) -> None:
         """Count anew for these jobs: an act on them took nothing, or had to wait."""
@@ -192,10 +203,31 @@ def acting(database: Database) -> Iterator[Acting]:
         yield Acting(connection, asked_s)
 
 
-def look_at_silent(connection: Connection, most: int) -> list[RowMapping]:
-    """Return the silent jobs (see `worklist.silent`), after a proof that their owners could beat."""
-    statements.prove_writable(connection, _PROMPT_MOST_S)
-    return worklist.silent(connection, most)
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A look at silent jobs, at all or at some of them."""
+
+    rows: list[tuple[RowMapping, float]]
+    """Each job's row, and for how many seconds the database let us wait for it."""
+    until: float
+    """The id up to which it was looked; infinite: there are no more."""
+
+
+def look_at_silent(connection: Connection, judgeable: Judgeable, after: int, asked_s: float) -> Look:
+    """Return the silent jobs behind the id `after` (see `worklist.silent`), at most `SILENT_MOST`.
+
+    A proof that their owners could beat comes before each statement. What is measured, from `asked_s` on (on
+    the monotonic clock), is the database's own time for that: it must not grow with how many they are.
+    """
+    rows: list[tuple[RowMapping, float]] = []
+    while len(rows) < SILENT_MOST:
+        statements.prove_writable(connection, _PROMPT_MOST_S)
+        found = worklist.silent(connection, judgeable, after, PAGE)
+        rows += [(row, found.answered_s - asked_s) for row in found.rows]
+        if len(found.rows) < PAGE:
+            return Look(rows, math.inf)
+        after, asked_s = found.rows[-1]["id"], monotonic_s()
+    return Look(rows, after)
 
 
 def confirmed(database: Database, seen: Sighting, within_s: float) -> Sighting | None:

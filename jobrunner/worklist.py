@@ -9,9 +9,10 @@ from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, exists, func, literal, or_, select
 
+from jobrunner.clock import monotonic_s
 from jobrunner.resources import KEY
 from jobrunner.sqltypes import BlobText, age_s, alive, at_most
-from jobrunner.statements import PROTOCOL, Owner, may_claim, may_judge, none_of, tables
+from jobrunner.statements import PROTOCOL, Owner, may_claim, may_judge, none_of, one_of, tables
 from jobrunner.states import JobState
 
 WORKER = "WorkerJob"
@@ -190,20 +191,86 @@ def _resources(conn: Connection) -> ColumnElement[str | None]:
     return asked if conn.dialect.name != "sqlite" else case((func.json_valid(job.c.spec), asked))
 
 
-def silent(conn: Connection, most: int) -> list[RowMapping]:
+@dataclass(frozen=True, slots=True)
+class SilentKind:
+    """What silent jobs that can be adopted have in common: this type, this connection, this host and user."""
+
+    job_type: str
+    connection: str | None
+    host_id: str | None
+    host_uid: int | None
+
+
+def silent_kinds(conn: Connection) -> list[SilentKind]:
+    """Return of what kinds the silent jobs are that can be adopted."""
+    job, _ = tables()
+    kind = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid)
+    is_adoptable = (job.c.state == JobState.RUNNING) & job.c.adoptable  # before the age, which is dear
+    statement = select(*kind).distinct().where(is_adoptable, _has_missed_a_beat())
+    return [SilentKind(*row) for row in conn.execute(statement)]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgeable:
+    """Which silent jobs a worker can judge, as far as the database can tell; the others are for others.
+
+    It is lost to everybody (not adoptable, or bound to a host that has been silent for `host_grace_s`), or
+    bound to none but these hosts and this user, and of these types. `coded`: those that run code; `watched`:
+    those that are watched, over these `connections` (None: that of no name).
+    """
+
+    uid: int
+    host_grace_s: float
+    host_ids: Collection[str] = ()
+    coded: Collection[str] = ()
+    watched: Collection[str] = ()
+    connections: Collection[str | None] = ()
+
+    def condition(self, conn: Connection) -> Any:
+        """Return it as a condition on a running job."""
+        job, _ = tables()
+        age = age_s(job.c.latest_heartbeat)
+        is_here = or_(job.c.host_id.is_(None), one_of(conn, job.c.host_id, self.host_ids))
+        named = one_of(conn, job.c.connection, [name for name in self.connections if name is not None])
+        connected = or_(named, job.c.connection.is_(None)) if None in self.connections else named
+        is_served = or_(
+            one_of(conn, job.c.job_type, self.coded), one_of(conn, job.c.job_type, self.watched) & connected
+        )
+        return or_(
+            ~job.c.adoptable,
+            is_here & or_(job.c.host_uid.is_(None), job.c.host_uid == self.uid) & is_served,
+            ~is_here & or_(age.is_(None), age >= self.host_grace_s),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Some silent jobs, by their ids."""
+
+    rows: list[RowMapping]
+    answered_s: float
+    """When the database had answered, on the monotonic clock: to read thousands of rows takes time, too."""
+
+
+def silent(conn: Connection, judgeable: Judgeable, after: int, most: int) -> Silent:
     """Return running jobs that have missed a beat, as far as one has to know them to judge them.
 
-    Not those whose rows somebody holds locked: their owners live, perhaps, and cannot beat.
+    The first of those behind the id `after`, and not those whose rows somebody holds locked: their owners
+    live, perhaps, and cannot beat.
     """
     job, _ = tables()
     columns = (
         *(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate),
         *(job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
-        *(job.c.host_uid, job.c.kill_requested_at),
+        job.c.host_uid,
     )
     statement = select(*columns, age_s(job.c.latest_heartbeat).label("age_s"))
-    statement = statement.where(_has_missed_a_beat()).order_by(job.c.id).limit(most)
-    return list(conn.execute(_unless_locked(conn, statement)).mappings())
+    # The cheap conditions first: SQLite takes them in this order, and an age is dear.
+    are = (job.c.state == JobState.RUNNING, job.c.id > after, judgeable.condition(conn), _has_missed_a_beat())
+    statement = statement.where(*are)
+    found = conn.execute(_unless_locked(conn, statement.order_by(job.c.id).limit(most)))
+    answered_s = monotonic_s()
+    return Silent(list(found.mappings()), answered_s)
 
 
 def is_silent(conn: Connection, job_id: int) -> bool:

@@ -16,6 +16,12 @@ from tests.helpers import a_running_job, an_owner, calls_of, insert_job, plain_s
 Ask = Callable[[Connection], object]
 
 OWNER = an_owner()
+JUDGEABLE = worklist.Judgeable(
+    *(OWNER.uid, 3600.0, ["a/b/c"]),
+    coded=["Other"],
+    watched=["Common"],
+    connections=[None, "x"],
+)
 
 QUESTIONS: dict[str, Ask] = {
     "most recent of any": lambda conn: queries.most_recent(conn, None),
@@ -45,6 +51,8 @@ QUESTIONS: dict[str, Ask] = {
     "jobs to claim one by one": lambda conn: worklist.candidates(
         conn, "Common", None, OWNER, ["a/b/c"], [1, 2, 3], 50
     ),
+    "kinds of silent jobs": worklist.silent_kinds,
+    "silent jobs": lambda conn: worklist.silent(conn, JUDGEABLE, 20_010, 100),
     "unreadable jobs": lambda conn: worklist.unreadable(conn, OWNER, [1, 2, 3], 100),
 }
 

@@ -47,6 +47,7 @@ from jobrunner.statements.table import (
     new_runner_id,
     none_of,
     now,
+    one_of,
     tables,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "none_of",
     "now",
     "observe_many",
+    "one_of",
     "prove_writable",
     "prune",
     "record_submitted",

@@ -1,6 +1,7 @@
 """What all statements stand on: the tables, an owner, a claim, the fence, and a change with its event."""
 
 import datetime as dt
+import json
 import math
 import os
 import uuid
@@ -185,6 +186,14 @@ def none_of(conn: Connection, ids: Collection[int]) -> list[Any]:
     if conn.dialect.name == "postgresql":
         return [job.c.id != all_(listed.cast(ARRAY(BigInteger)))]
     return [job.c.id.not_in(select(func.json_each(listed).table_valued("value").c.value))]
+
+
+def one_of(conn: Connection, column: Any, texts: Collection[str]) -> Any:
+    """Return the condition that a column holds one of these texts, however many they are."""
+    if conn.dialect.name == "postgresql":
+        return column == any_(literal(list(texts), ARRAY(Text)))
+    listed = literal(json.dumps(list(texts)), Text)
+    return column.in_(select(func.json_each(listed).table_valued("value").c.value))
 
 
 def id_list(conn: Connection, ids: Iterable[int]) -> str:

@@ -1,12 +1,13 @@
 """Orphans: a worker watches silent jobs stand still, judges them, and adopts, starts again or loses them."""
 
+import math
 import random
 from collections.abc import Collection, Mapping
 from functools import partial
 
 from sqlalchemy import Connection, RowMapping
 
-from jobrunner import identity, statements
+from jobrunner import identity, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import UsageError
 from jobrunner.logs import get_logger
@@ -16,10 +17,12 @@ from jobrunner.sweeper import StandStill, look_at_silent, why_lost
 from jobrunner.worker.means import Means
 from jobrunner.worker.stopping import Stop
 from jobrunner.worker.taking import Taking
+from jobrunner.worklist import Judgeable
 
 log = get_logger(__name__)
 
-_SILENT_MOST = 20_000  # silent jobs that one look judges
+_REST = 20.0  # times what it took to ask for the kinds of silent jobs: so long the answer stands
+_REST_MOST_S = 10.0
 _LATE = 1.5  # heartrates, after which a beat of our own is late, and so may be those of others
 
 
@@ -32,27 +35,34 @@ class Sweeping:
         self._stop = stop
         self._settings = means.runner.database.settings
         self._still = StandStill(self._settings.grace_multiplier)
+        self._looked_s = 0.0
+        self._after = 0
+        """The id behind which the next look begins: where there are too many for one, they take turns."""
+        self._judgeable: Judgeable | None = None
+        self._judgeable_until_s = 0.0
 
     def restart(self) -> None:
         """Count anew for how long each job has stood still: what was seen until now is no proof."""
         self._still.restart()
+        self._judgeable = None
 
     async def sweep(self, adopt_within_s: float) -> int:
         """Look at the silent jobs, and see to the orphans; return how many were adopted.
 
         `adopt_within_s`: seconds after which no more are adopted for this look. Raises `DatabaseError`.
         """
-        asked_s = monotonic_s()
-        rows = await self._means.read(look_at_silent, _SILENT_MOST)
-        took_s = monotonic_s() - asked_s
+        judgeable, after = await self._can_judge(), self._after
+        look = await self._means.read(look_at_silent, judgeable, after, monotonic_s())
         if not self._beats_on_time():
             self._still.restart()
             return 0
+        self._after = 0 if look.until == math.inf else int(look.until)
         runner, code = self._means.runner, self._means.code
         mine = runner.jobs.keys() | code.held | {self._means.itself.job_id}
-        others = {row["id"]: row for row in rows if row["id"] not in mine}
-        self._still.keep(others.keys())
-        looks = ((row, self._still.look(row, took_s)) for row in others.values())
+        others = {row["id"]: (row, took_s) for row, took_s in look.rows if row["id"] not in mine}
+        self._still.keep(others.keys(), after, look.until)
+        before_s, self._looked_s = self._looked_s, monotonic_s()
+        looks = ((row, self._still.look(row, took_s, before_s)) for row, took_s in others.values())
         orphans = [(row, seen) for row, seen in looks if seen is not None]
         to_adopt, to_start, to_lose = self._judged(orphans)
         if to_lose and not await self._means.act(to_lose, partial(_lose, why=to_lose)):
@@ -63,6 +73,27 @@ class Sweeping:
         if to_start:
             await self._start_again(to_start)
         return took
+
+    async def _can_judge(self) -> Judgeable:
+        """Return which silent jobs are ours to judge: to ask it is dear where there are many of them."""
+        asked_s = monotonic_s()
+        if self._judgeable is None or asked_s >= self._judgeable_until_s:
+            kinds = await self._means.read(worklist.silent_kinds)
+            answered_s = monotonic_s()
+            self._judgeable_until_s = answered_s + min(_REST_MOST_S, _REST * (answered_s - asked_s))
+            serving = self._means.serving
+            here = [kind for kind in kinds if identity.can_serve(kind.host_id)]
+            served = [kind for kind in here if serving.why_not(kind.job_type, kind.connection) is None]
+            watched = [kind for kind in served if serving.is_monitored(kind.job_type)]
+            self._judgeable = Judgeable(
+                identity.uid(),
+                self._settings.host_grace_s,
+                host_ids={kind.host_id for kind in here if kind.host_id is not None},
+                coded={kind.job_type for kind in served} - {kind.job_type for kind in watched},
+                watched={kind.job_type for kind in watched},
+                connections={kind.connection for kind in watched},
+            )
+        return self._judgeable
 
     def _beats_on_time(self) -> bool:
         """Whether the database was there all the while: else it has kept others from beating, too."""
@@ -81,7 +112,9 @@ class Sweeping:
             if not row["adoptable"]:
                 to_lose[seen] = why_lost(row)
             elif not identity.can_serve(row["host_id"]):
-                if row["age_s"] >= self._settings.host_grace_s:
+                if row["age_s"] is None:
+                    to_lose[seen] = f"its host {row['hostname']} has left no beat that can be read"
+                elif row["age_s"] >= self._settings.host_grace_s:
                     silent_h = row["age_s"] / 3600
                     to_lose[seen] = f"its host {row['hostname']} has been silent for {silent_h:.1f} h"
             elif row["host_uid"] not in {None, identity.uid()}:

@@ -124,6 +124,28 @@ def test_jobs_are_counted_one_by_one_each_by_its_own_heartrate(count: StandStill
     assert found[1] is None
 
 
+def test_a_job_that_is_looked_at_in_its_turn_is_counted_while_others_are_looked_at(
+    count: StandStill, clock: Clock
+) -> None:
+    quick = a_row(heartrate=1.0)
+    assert count.look(quick) is None
+    for _ in range(2):
+        clock.now_s += 10.0
+        found = count.look(quick, 0.0, clock.now_s - 1.5)
+    assert found is not None
+    clock.now_s += 10.0
+    assert count.look(quick, 0.0, clock.now_s - 10.0) is None  # we were paused: no look was on time
+
+
+def test_only_between_the_ids_that_were_looked_at_a_job_is_forgotten_that_was_not_there(
+    count: StandStill,
+) -> None:
+    for job_id in range(1, 6):
+        count.look(a_row(id=job_id))
+    count.keep({3}, after=1, until=4)
+    assert count._counts.keys() == {1, 3, 5}
+
+
 # --- one job --------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,13 @@
 """Jobs that nobody here may take, or that fail again and again, hold up none of the younger ones."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
-from jobrunner import worklist
+from jobrunner import identity, sweeper, worklist
 from jobrunner.cli import spelling
 from jobrunner.database import Database
 from jobrunner.executors import resting
@@ -14,7 +15,7 @@ from jobrunner.statements import PROTOCOL
 from jobrunner.states import JobState
 from jobrunner.testing import use_backend
 from jobrunner.worker import claiming
-from tests.helpers import an_owner, insert_job, plain_sql, row_of
+from tests.helpers import a_running_job, an_owner, insert_job, plain_sql, row_of, until
 from tests.runner.support import SOON, a_job, an_outside, in_loop, soon
 from tests.worker.workers import Working, a_worker, store, until_state
 
@@ -149,3 +150,121 @@ def test_any_number_of_jobs_can_be_left_alone(database: Database) -> None:
     with database.read() as connection:
         assert asked(connection) == [job_id]
         assert asked(connection, job_id) == []
+
+
+# --- orphans --------------------------------------------------------------------------------------
+
+
+def silent(database: Database, **values: Any) -> int:
+    """Store a running job of a runner that is no more."""
+    job = a_job()
+    columns = {"submit_token": job.submit_token, "connection": job.connection, "spec": job.spec}
+    given = {"job_type": "MemoryMonitorJob", "heartrate": 0.3, **columns, **values}
+    return a_running_job(database, **given)[0].job_id
+
+
+FOR_OTHERS: dict[str, dict[str, Any]] = {
+    "another connection": {"job_type": "BatchMonitorJob", "connection": "of_another_team"},
+    "another host": {"host_id": "a/b/c"},
+    "another user": {"host_uid": identity.uid() + 1},
+    "own code": {"job_type": "Good", "submit_token": None, "connection": None},
+}
+
+
+@pytest.fixture
+def _short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "SILENT_MOST", 2)
+    monkeypatch.setattr(sweeper, "PAGE", 1)
+
+
+def judgeable(**changes: Any) -> worklist.Judgeable:
+    served = {
+        "host_ids": [identity.host_id()],
+        "watched": ["MemoryMonitorJob"],
+        "connections": [None, "here"],
+    }
+    return worklist.Judgeable(identity.uid(), 3600.0, **{**served, **changes})
+
+
+def test_only_those_silent_jobs_are_read_that_can_be_judged_here(
+    database: Database, database_url: str
+) -> None:
+    for values in FOR_OTHERS.values():
+        silent(database, **values)
+    ours = [
+        silent(database, connection=None),
+        silent(database, connection="here", host_id=identity.host_id(), host_uid=identity.uid()),
+        silent(database, adoptable=False, job_type="of.a.Newer.Version", host_id="a/b/c"),
+    ]
+    # The one of another host has been silent for a moment only.
+    silent_long = f"host_id IS NULL OR NOT adoptable OR id = {ours[1]}"
+    plain_sql(database_url, f"UPDATE job SET latest_heartbeat = '2026-01-01 00:00:00' WHERE {silent_long}")
+    with database.read() as connection:
+        ids = [row[0] for row in plain_sql(database_url, "SELECT id FROM job")]
+        until(lambda: all(worklist.is_silent(connection, job_id) for job_id in ids))
+
+    def found(of: worklist.Judgeable, after: int = 0, most: int = 10) -> list[int]:
+        with database.read() as connection:
+            return [row["id"] for row in worklist.silent(connection, of, after, most).rows]
+
+    assert found(judgeable()) == ours
+    assert found(judgeable(), most=2) == ours[:2]
+    assert found(judgeable(), after=ours[1]) == ours[2:]
+    assert found(judgeable(connections=["here"])) == ours[1:]
+    assert found(judgeable(watched=[])) == ours[2:]
+    assert len(found(judgeable(coded=["Good"]))) == len(ours) + 1
+
+
+@pytest.mark.parametrize("why", FOR_OTHERS)
+@pytest.mark.usefixtures("_short_looks")
+@in_loop
+async def test_orphans_of_others_hide_none_that_a_worker_can_adopt(database: Database, why: str) -> None:
+    with use_backend(an_outside()):
+        others = [silent(database, **FOR_OTHERS[why]) for _ in range(5)]
+        ours = silent(database)
+        async with a_worker(database, processes=0) as working:
+            await soon(lambda: working.jobs == {ours})
+    assert {row_of(database, job_id)["claims"] for job_id in others} == {1}
+
+
+@pytest.mark.usefixtures("_short_looks")
+@in_loop
+async def test_orphans_for_which_there_is_no_place_hide_none_that_is_to_be_lost(database: Database) -> None:
+    with use_backend(an_outside()):
+        waiting = [silent(database) for _ in range(8)]
+        lost = silent(database, adoptable=False)
+        async with a_worker(database, capacity=1) as working:
+            await until_state(database, JobState.LOST, lost)
+            assert len(working.jobs) <= 1
+    assert {row_of(database, job_id)["state"] for job_id in waiting} <= {JobState.RUNNING, JobState.QUEUED}
+
+
+@in_loop
+async def test_to_read_many_silent_jobs_may_take_its_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = worklist.silent
+
+    def read_slowly(*asked: Any) -> worklist.Silent:
+        found = ask(*asked)
+        time.sleep(0.4)  # by which no owner is kept from beating
+        return found
+
+    monkeypatch.setattr(worklist, "silent", read_slowly)
+    with use_backend(an_outside()):
+        orphan = silent(database)
+        async with a_worker(database) as working:
+            await soon(lambda: working.jobs == {orphan})
+
+
+@in_loop
+async def test_an_orphan_whose_last_beat_cannot_be_read_hides_no_other(
+    sqlite_database: Database, sqlite_url: str
+) -> None:
+    with use_backend(an_outside()):
+        odd, ours = silent(sqlite_database, host_id="a/b/c"), silent(sqlite_database)
+        change(sqlite_url, [odd], "latest_heartbeat = 'soon'")
+        async with a_worker(sqlite_database) as working:
+            await soon(lambda: working.jobs == {ours})
+            await until_state(sqlite_database, JobState.LOST, odd)
+    assert "has left no beat that can be read" in row_of(sqlite_database, odd)["message"]

@@ -476,12 +476,12 @@ async def test_who_saw_the_database_late_makes_nobody_an_orphan(
     # A database that hangs keeps the living from beating, too: what it answers then is no verdict.
     silent, is_late = worklist.silent, True
 
-    def late(connection: Any, most: int) -> Any:
+    def late(*asked: Any) -> Any:
         if is_late and what == "the answer":
             time.sleep(0.3)
         elif is_late:
             working.worker._itself.good_s -= 10.0
-        return silent(connection, most)
+        return silent(*asked)
 
     monkeypatch.setattr(worklist, "silent", late)
     with outside() as backend:
