@@ -17,7 +17,6 @@ from jobrunner.errors import JobrunnerError, UsageError, words_of
 from jobrunner.models import MonitorJob
 from jobrunner.models.base_job import object_of
 from jobrunner.states import JobState, Phase
-from jobrunner.worklist import WORKER
 
 _CLOSE_S = 5.0
 _AT_ONCE = 8  # questions to the outside
@@ -49,7 +48,7 @@ def hold_all(database: Database) -> int:
     Raises `DatabaseError`.
     """
     with database.write() as connection:
-        return len(statements.hold_live(connection, [WORKER], identity.who()))
+        return len(statements.hold_live(connection, identity.who()))
 
 
 def confirm(database: Database, job_ids: Sequence[int] | None = None) -> list[int]:

@@ -299,9 +299,9 @@ def lose_with_its_host(connection: Connection, row: RowMapping, orphan: Sighting
     return statements.lose(connection, orphan, identity.who(), why)
 
 
-def why_lost(row: RowMapping) -> str:
+def why_lost(row: RowMapping, *, is_worker: bool) -> str:
     """Return the message of an orphan that nobody can adopt."""
-    if row["job_type"] == worklist.WORKER:
+    if is_worker:
         return f"its process on {row['hostname']} fell silent: others take its jobs over"
     return f"its process on {row['hostname']} fell silent, and nobody can go on with its code"
 
@@ -322,9 +322,10 @@ def see_off(database: Database, job_id: int) -> JobState:
                 return state
             look_s = min(LOOK_S, rate_of(row) / 4)
             if orphan is not None:
+                why = why_lost(row, is_worker=statements.is_worker_row(row))
                 with acting(database) as act:
                     lost = [
-                        statements.lose(act.connection, each, identity.who(), why_lost(row))
+                        statements.lose(act.connection, each, identity.who(), why)
                         for each in act.still_good([orphan])
                     ]
                 if any(lost):

@@ -5,18 +5,26 @@ These questions are asked again and again: while there is nothing, it is one sta
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, case, exists, func, literal, or_, select
+from sqlalchemy import Connection, RowMapping, Select, exists, func, literal, or_, select
 
 from jobrunner.clock import monotonic_s
 from jobrunner.resources import KEY
 from jobrunner.sqltypes import BlobText, age_s, alive, at_most
-from jobrunner.statements import PROTOCOL, Owner, may_claim, may_judge, none_of, one_of, tables
+from jobrunner.statements import (
+    PROTOCOL,
+    Owner,
+    in_spec,
+    is_worker,
+    may_claim,
+    may_judge,
+    none_of,
+    one_of,
+    tables,
+)
 from jobrunner.states import JobState
 
-WORKER = "WorkerJob"
-"""The job type of workers."""
 LONGEST_RATE_S = 86_400.0
 """The heartrate in seconds by which a longer one is judged, and one that cannot be read."""
 OF_SOME = "some"
@@ -158,8 +166,10 @@ def asked(conn: Connection, job_types: list[str], owner: Owner) -> list[tuple[st
     Only of those that `owner` may claim.
     """
     job, _ = tables()
-    statement = select(job.c.job_type, _resources(conn)).distinct()
-    statement = statement.where(*_claimable(conn, owner, (), ()), job.c.job_type.in_(job_types))
+    statement = select(job.c.job_type, in_spec(conn, KEY)).distinct()
+    statement = statement.where(
+        *_claimable(conn, owner, (), ()), job.c.job_type.in_(job_types), ~is_worker(conn)
+    )
     return [(job_type, text) for job_type, text in conn.execute(statement)]
 
 
@@ -179,16 +189,10 @@ def queued(
     statement = select(job).where(
         *_claimable(conn, owner, (), without),
         job.c.job_type.in_(job_types),
-        func.coalesce(_resources(conn), "").in_([text or "" for text in resources]),
+        ~is_worker(conn),
+        func.coalesce(in_spec(conn, KEY), "").in_([text or "" for text in resources]),
     )
     return list(conn.execute(statement.order_by(job.c.id).limit(most)).mappings())
-
-
-def _resources(conn: Connection) -> ColumnElement[str | None]:
-    job, _ = tables()
-    asked = cast("ColumnElement[str | None]", job.c.spec[KEY].as_string())
-    # SQLite ends the whole statement where one row holds no JSON.
-    return asked if conn.dialect.name != "sqlite" else case((func.json_valid(job.c.spec), asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +268,8 @@ def silent(conn: Connection, judgeable: Judgeable, after: int, most: int) -> Sil
         *(job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
         job.c.host_uid,
     )
-    statement = select(*columns, age_s(job.c.latest_heartbeat).label("age_s"))
+    age, of_worker = age_s(job.c.latest_heartbeat).label("age_s"), is_worker(conn).label("is_worker")
+    statement = select(*columns, age, of_worker)
     # The cheap conditions first: SQLite takes them in this order, and an age is dear.
     are = (job.c.state == JobState.RUNNING, job.c.id > after, judgeable.condition(conn), _has_missed_a_beat())
     statement = statement.where(*are)
@@ -298,13 +303,22 @@ def _unless_locked(conn: Connection, statement: Select[Any]) -> Select[Any]:
     return statement.with_for_update(read=True, skip_locked=True)
 
 
-def workers(conn: Connection, grace_multiplier: float) -> list[RowMapping]:
-    """Return the rows of the workers that are alive: (id, parent_id, hostname, pid, spec, detail)."""
+def workers(
+    conn: Connection, grace_multiplier: float, job_types: Collection[str] | None = None
+) -> list[RowMapping]:
+    """Return the rows of the workers that are alive: (id, job_type, parent_id, hostname, pid, spec, detail).
+
+    `job_types`: only those of these types; None: of any, for which all running jobs are gone through.
+    """
     job, _ = tables()
-    columns = (job.c.id, job.c.parent_id, job.c.hostname, job.c.pid, job.c.spec, job.c.detail)
+    columns = (
+        *(job.c.id, job.c.job_type, job.c.parent_id, job.c.hostname, job.c.pid),
+        job.c.spec,
+        job.c.detail,
+    )
     statement = select(*columns).where(
         job.c.state == JobState.RUNNING,
-        job.c.job_type == WORKER,
+        is_worker(conn) if job_types is None else job.c.job_type.in_(job_types),
         alive(job.c.state, job.c.latest_heartbeat, job.c.heartrate, grace_multiplier),
     )
     return list(conn.execute(statement.order_by(job.c.id)).mappings())

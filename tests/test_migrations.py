@@ -323,6 +323,21 @@ def test_an_upgrade_waits_for_older_workers_to_stop_and_names_them(
     unmigrated.dispose()
 
 
+def test_an_upgrade_waits_for_an_older_worker_of_ones_own_class(
+    unmigrated: Database, empty_database_url: str
+) -> None:
+    schema.upgrade(unmigrated, "0001")
+    spec = (
+        '{"capacity": 10000, "processes": 2, "job_types": [], "connections": [], "imports": [], '
+        '"drain_timeout": 600.0}'
+    )  # as 0.1 stored it
+    insert = "INSERT INTO job (job_type, state, heartrate, hostname, pid, spec) VALUES "
+    plain_sql(empty_database_url, f"{insert} ('NightWorker', 'running', 60, 'mars', 7, '{spec}')")
+    with pytest.raises(UsageError, match=r"0001.*: job 1 \(process 7 on mars\)\. Stop them"):
+        schema.upgrade(unmigrated)
+    unmigrated.dispose()
+
+
 def test_events_go_with_their_job(database: Database, database_url: str) -> None:
     job_id = insert_job(database)
     with database.write() as connection:

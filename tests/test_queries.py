@@ -51,6 +51,8 @@ QUESTIONS: dict[str, Ask] = {
     "jobs to claim one by one": lambda conn: worklist.candidates(
         conn, "Common", None, OWNER, ["a/b/c"], [1, 2, 3], 50
     ),
+    "workers": lambda conn: worklist.workers(conn, 2.1),
+    "workers of known types": lambda conn: worklist.workers(conn, 2.1, ["WorkerJob", "NightWorker"]),
     "kinds of silent jobs": worklist.silent_kinds,
     "silent jobs": lambda conn: worklist.silent(conn, JUDGEABLE, 20_010, 100),
     "unreadable jobs": lambda conn: worklist.unreadable(conn, OWNER, [1, 2, 3], 100),

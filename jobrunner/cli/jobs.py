@@ -109,7 +109,7 @@ def list_(
 
 def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
     """Return for queued jobs that no worker takes why that is, by id."""
-    from jobrunner import worklist
+    from jobrunner import statements, worklist
     from jobrunner.cli import spelling
     from jobrunner.database import get_database
 
@@ -120,7 +120,9 @@ def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
     with database.read() as connection:
         workers = worklist.workers(connection, database.settings.grace_multiplier)
     found = {
-        row["id"]: worklist.why_barred_row(row)
+        row["id"]: "a worker runs itself"
+        if statements.is_worker_row(row)
+        else worklist.why_barred_row(row)
         or spelling.why_waiting(
             *(row["job_type"], row["connection"], workers, row["spec"]),
             is_special=worklist.is_special(row),

@@ -208,7 +208,9 @@ class _Watch:
                 if lose_with_its_host(act.connection, row, orphan):
                     return JobState.LOST
                 if not row["adoptable"]:  # nor may anybody else take it over
-                    is_lost = statements.lose(act.connection, orphan, identity.who(), why_lost(row))
+                    is_lost = statements.lose(
+                        act.connection, orphan, identity.who(), why_lost(row, is_worker=False)
+                    )
                     return JobState.LOST if is_lost else None
         check_servable(self.job, row["host_id"])
         return row, orphan

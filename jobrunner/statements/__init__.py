@@ -50,11 +50,13 @@ from jobrunner.statements.table import (
     one_of,
     tables,
 )
+from jobrunner.statements.workers import WORKER, in_spec, is_worker, is_worker_row
 
 __all__ = [
     "HELD",
     "PROTOCOL",
     "UNFOUND",
+    "WORKER",
     "Attempt",
     "Beaten",
     "Claim",
@@ -81,6 +83,9 @@ __all__ = [
     "held",
     "held_rows",
     "hold_live",
+    "in_spec",
+    "is_worker",
+    "is_worker_row",
     "judged_by",
     "look",
     "lose",

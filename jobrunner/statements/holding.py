@@ -1,11 +1,10 @@
 """Holds: after a backup was restored, no live row may be claimed until it is known what became of it."""
 
-from collections.abc import Collection
-
 from sqlalchemy import Connection, RowMapping, case, func, null, select, update
 
 from jobrunner.sqltypes import db_now
 from jobrunner.statements.table import LIVE, get_or_none, tables, with_event, with_events
+from jobrunner.statements.workers import is_worker
 from jobrunner.states import JobState
 
 HELD = "held: the database was restored from a backup, and the job may have run since"
@@ -14,15 +13,15 @@ UNFOUND = "no work of it was found outside, which does not prove that there was 
 """What is known of a held job whose submission nobody outside knows."""
 
 
-def hold_live(conn: Connection, kept: Collection[str], actor: str) -> list[int]:
-    """Hold every queued or running job that is not held yet, and return their ids.
+def hold_live(conn: Connection, actor: str) -> list[int]:
+    """Hold every queued or running job that is not held yet, but for workers, and return their ids.
 
-    `kept`: job types that are left alone. A hold lasts until `free`, or until the kill flag is set.
+    A hold lasts until `free`, or until the kill flag is set.
     """
     job, _ = tables()
     ids: list[int] = []
     for state in LIVE:
-        live = update(job).where(job.c.state == state, job.c.job_type.not_in(kept), job.c.held_at.is_(None))
+        live = update(job).where(job.c.state == state, ~is_worker(conn), job.c.held_at.is_(None))
         statement = live.values(held_at=db_now(), message=HELD)
         ids += with_events(conn, statement, state, state, actor, HELD)
     return sorted(ids)

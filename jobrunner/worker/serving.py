@@ -10,7 +10,8 @@ from jobrunner.errors import JobrunnerError
 from jobrunner.models import BaseJob, MonitorJob
 from jobrunner.settings import Settings
 from jobrunner.sqltypes import BlobText
-from jobrunner.worklist import OF_SOME, WORKER, Waiting, why_barred
+from jobrunner.worker.job import WorkerJob
+from jobrunner.worklist import OF_SOME, Waiting, why_barred
 
 Kind = tuple[str, str | None]
 """A job type, and the connection that the row names."""
@@ -145,11 +146,11 @@ class Serving:
         return verdict
 
     def _why_not(self, job_type: str, connection: str | None) -> str | None:
-        if job_type == WORKER:
-            return "a worker runs itself"
         if self._job_types and job_type not in self._job_types:
             return f"this worker serves only {', '.join(sorted(self._job_types))}"
         job_class = class_of(job_type)
+        if job_class is not None and issubclass(job_class, WorkerJob):
+            return "a worker runs itself"
         if job_class is None or not issubclass(job_class, MonitorJob):
             # The row may name the class; who loads it says what is wrong with it.
             return None if self._runs_code else "it runs no jobs with code"

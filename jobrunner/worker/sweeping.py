@@ -110,7 +110,7 @@ class Sweeping:
         to_lose: dict[Sighting, str] = {}
         for row, seen in orphans:
             if not row["adoptable"]:
-                to_lose[seen] = why_lost(row)
+                to_lose[seen] = why_lost(row, is_worker=row["is_worker"])
             elif not identity.can_serve(row["host_id"]):
                 if row["age_s"] is None:
                     to_lose[seen] = f"its host {row['hostname']} has left no beat that can be read"

@@ -5,10 +5,11 @@ import asyncio
 from sqlalchemy import RowMapping
 
 from jobrunner import statements, worklist
+from jobrunner.clock import monotonic_s
 from jobrunner.logs import get_logger
 from jobrunner.models.base_job import object_of
 from jobrunner.soundness import why_unreadable
-from jobrunner.statements import Claim
+from jobrunner.statements import WORKER, Claim
 from jobrunner.states import JobState
 from jobrunner.worker.means import Means
 from jobrunner.worker.share import least, share
@@ -20,6 +21,8 @@ log = get_logger(__name__)
 PATIENT_LOOKS = 3
 """So often others may take their share, before what they left is taken."""
 
+_TYPES_S = 30.0  # so long the job types of workers stand: to look for them is to go through all running jobs
+
 
 class Taking:
     """Takes a worker's share of monitor jobs, whether they were queued or are orphans."""
@@ -28,6 +31,8 @@ class Taking:
         self._means = means
         self._telling = telling
         self._passed_over = 0
+        self._worker_types: frozenset[str] = frozenset()
+        self._worker_types_until_s = 0.0
         self.windows = Windows(means.capacity)
 
     async def share(self, waiting: int) -> int:
@@ -36,7 +41,7 @@ class Taking:
         grace = means.runner.database.settings.grace_multiplier
         others = [
             (worklist.number_in(row["detail"], "jobs"), room)
-            for row in await means.read(worklist.workers, grace)
+            for row in await self._workers(grace)
             if row["id"] != means.itself.job_id and (room := worklist.number_in(row["spec"], "capacity"))
         ]
         # Those that wait for a connection that takes nothing take no place from the others: they are few.
@@ -46,6 +51,15 @@ class Taking:
         if self._passed_over >= PATIENT_LOOKS:
             most = least(mine, means.capacity, waiting, 1 + len(others))
         return most
+
+    async def _workers(self, grace: float) -> list[RowMapping]:
+        """Return the workers that are alive, of the types that workers had a little while ago."""
+        if monotonic_s() < self._worker_types_until_s:
+            return await self._means.read(worklist.workers, grace, self._worker_types)
+        rows = await self._means.read(worklist.workers, grace)
+        self._worker_types = frozenset({WORKER, *(row["job_type"] for row in rows)})
+        self._worker_types_until_s = monotonic_s() + _TYPES_S
+        return rows
 
     async def own(self, rows: list[RowMapping]) -> int:
         """Have the runner watch the jobs of these rows, just claimed; return how many they are.
