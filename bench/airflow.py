@@ -70,7 +70,7 @@ def _measured(database: Database, *, rounds: int) -> Iterator[Row]:
         event.listen(each, "before_cursor_execute", lambda *given: sent.append(given[2]))
     pick = random.Random(1)
 
-    with closing(Beater(database, RUNNER)) as beater:
+    with closing(Beater(database, RUNNER, 5.0)) as beater:
         theirs_sent = _count(sent, lambda: _beat_like_airflow(engine, job))
         beater.beat([17], with_time=True)  # it connects
         ours_sent = _count(sent, lambda: beater.beat([17], with_time=True))

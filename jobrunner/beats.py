@@ -53,7 +53,7 @@ class Beats:
     ) -> None:
         self._database = database
         self._grace = database.settings.grace_multiplier
-        self._beater = Beater(database, runner_id)
+        self._beater = Beater(database, runner_id, database.settings.heartrate)
         self._health = BeatHealth(database.settings.heartrate, self._grace)
         self._on_flagged, self._on_lost, self._on_beaten = on_flagged, on_lost, on_beaten
         self._groups: dict[float, _Group] = {}
@@ -89,6 +89,7 @@ class Beats:
             group = self._groups.get(owned.heartrate)
             if group is None:
                 group = self._groups[owned.heartrate] = _Group(Pacer(owned.heartrate))
+                self._beater.heartrate = min(self._groups)
             group.jobs[owned.job_id] = owned
         if self._has_let_go:
             self._begin_anew()
@@ -104,6 +105,7 @@ class Beats:
             del group.jobs[owned.job_id]
             if not group.jobs:
                 del self._groups[owned.heartrate]
+                self._beater.heartrate = min(self._groups, default=owned.heartrate)
 
     def is_fenced(self, owned: OwnedRow) -> bool:
         """Whether no beat for this job succeeded for longer than its grace: it may be another's by now."""

@@ -95,18 +95,27 @@ class Database:
         with self.translated(), self.engine.begin() as connection:
             yield connection
 
-    def held(self) -> Connection:
-        """Return a connection of the caller's own, to be kept and closed by him; the pool forgets it."""
+    def held(self, call_s: float | None = None) -> Connection:
+        """Return a connection of the caller's own, to be kept and closed by him; the pool forgets it.
+
+        `call_s`: how long a call on it may take on PostgreSQL, in place of `call_timeout_s`.
+        """
         with self.translated():
             connection = self._autocommit.connect()
             connection.detach()
+            driver = driver_connection(connection)
             if self.is_sqlite:
                 # A beat lost in a power cut is replaced by the next one: it need not wait for the disk.
                 connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
-            elif driver_connection(
-                connection
-            ).session.is_ours_alone:  # behind a pooler it would stay set for others
-                connection.exec_driver_sql("SET synchronous_commit = off")
+                return connection
+            try:
+                if call_s is not None:
+                    driver.call_s = call_s
+                if driver.session.is_ours_alone:  # behind a pooler it would stay set for others
+                    connection.exec_driver_sql("SET synchronous_commit = off")
+            except BaseException:
+                driver.close()  # the pool does not know it any more
+                raise
             return connection
 
     def session(self) -> Session:

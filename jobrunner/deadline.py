@@ -69,13 +69,16 @@ os.register_at_fork(after_in_child=_watchdog.__init__)  # type: ignore[misc]  # 
 def connection_class(seconds: float) -> Any:
     """Return psycopg's connection with a deadline on everything that waits for the server.
 
-    On statements, and also on commit, rollback, and what SQLAlchemy asks of a new connection.
+    On statements, and also on commit, rollback, and what SQLAlchemy asks of a new connection. The
+    attribute `call_s` of a connection may give it another one than the `seconds` of all.
     """
     import psycopg
 
     class _Connection(psycopg.Connection[Any]):
+        call_s = seconds
+
         def wait(self, *args: Any, **kwargs: Any) -> Any:
-            _watchdog.arm(self, seconds)
+            _watchdog.arm(self, self.call_s)
             try:
                 return super().wait(*args, **kwargs)
             finally:

@@ -15,7 +15,7 @@ from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_interval, monotonic
 from jobrunner.database import Database, driver_connection
 from jobrunner.driver_errors import is_connection_lost
 from jobrunner.errors import DatabaseUnavailable, UsageError
-from jobrunner.log_limits import Trouble
+from jobrunner.log_limits import Seldom, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.statements import Beaten, Claim
 from jobrunner.states import JobState
@@ -25,6 +25,14 @@ log = get_logger(__name__)
 _T = TypeVar("_T")
 
 _RETRY_FRACTION = 0.25  # after an error, the next try comes at most this part of a heartrate later
+_PATIENCE = 0.5
+"""Of a heartrate, how long a held connection may be silent: one beat more has room within the grace."""
+_PATIENCE_LEAST_S = 0.5
+"""A healthy server is busy with other things for so long, now and then."""
+_PATIENCE_MOST_S = 10.0
+"""Kill flags are asked for on the same connection: they wait no longer, however seldom a job beats."""
+_SLOWER = 1.5
+"""How many times as long as lately a slow database may take before its connection is suspected."""
 
 
 def check_rate(heartrate: float, grace_multiplier: float) -> None:
@@ -143,13 +151,27 @@ class BeatHealth:
 
 
 class Beater:
-    """Sends beats over one held connection, from whichever thread uses it, one at a time."""
+    """Sends beats over one held connection, from whichever thread uses it, one at a time.
 
-    def __init__(self, database: Database, runner_id: str) -> None:
+    A connection may be dead without a word: a firewall has forgotten it, or a failover left it at a server
+    that nobody reaches. So one that is silent for half a heartrate is given up, and the same is asked at once
+    on a new one, which may take as long as any call: it has just answered, so it is the database that is
+    slow. Where it was slow lately, the connection is suspected later: a database that works, slowly, gets no
+    second connection and no second statement with each beat. What the old connection may still bring to
+    the server is a beat by the same runner, under the same fence.
+
+    `heartrate`: seconds between two beats of the job that is beaten for most often.
+    """
+
+    def __init__(self, database: Database, runner_id: str, heartrate: float) -> None:
+        self.heartrate = heartrate
         self._database = database
         self._runner_id = runner_id
         self._connection: Connection | None = None
         self._driver: Any = None
+        self._took_s = 0.0
+        """How long beats take lately: the longest counts half as much with each that came after it."""
+        self._seldom = Seldom()
         self._lock = threading.Lock()
 
     def beat(self, ids: Sequence[int], *, with_time: bool = False) -> list[Beaten]:
@@ -157,9 +179,13 @@ class Beater:
 
         Raises `DatabaseError`, and then holds no connection any more.
         """
-        return self._on_held(
+        asked_s = monotonic_s()
+        beaten = self._on_held(
             lambda connection: statements.beat(connection, self._runner_id, ids, with_time=with_time)
         )
+        # One that found the rows locked, perhaps by the beat that was given up, was quick without any work.
+        self._took_s = max(monotonic_s() - asked_s, self._took_s / 2 if beaten else self._took_s)
+        return beaten
 
     def flagged(self) -> list[int]:
         """Ask which of the runner's jobs carry the kill flag, without beating."""
@@ -169,23 +195,35 @@ class Beater:
         """Return who holds the rows now, of those that there are: it waits for no connection of the pool."""
         return self._on_held(lambda connection: dict(statements.look(connection, ids)))
 
+    @property
+    def patience_s(self) -> float:
+        """How long the held connection may take to answer before another one is tried."""
+        usual_s = min(max(_PATIENCE * self.heartrate, _PATIENCE_LEAST_S), _PATIENCE_MOST_S)
+        return min(max(usual_s, _SLOWER * self._took_s), self._database.settings.call_timeout_s)
+
     def _on_held(self, ask: Callable[[Connection], _T]) -> _T:
         with self._lock:
-            was_held = self._connection is not None
+            asked_s, patience_s = monotonic_s(), self.patience_s
             try:
-                return self._ask(ask)
+                return self._ask(ask, patience_s)
             except DatabaseUnavailable as error:
                 # A server, or a firewall, may have ended it while it was idle: no kill waits for that.
-                if not (was_held and is_connection_lost(error)):
+                if not is_connection_lost(error):
                     raise
-            return self._ask(ask)
+            if monotonic_s() - asked_s >= patience_s:
+                what = "a connection of the heartbeat does not answer: trying a new one"
+                self._seldom.warning(log, what, seconds=round(patience_s, 1))
+            return self._ask(ask, self._database.settings.call_timeout_s)
 
-    def _ask(self, ask: Callable[[Connection], _T]) -> _T:
+    def _ask(self, ask: Callable[[Connection], _T], call_s: float) -> _T:
         try:
             with self._database.translated():
                 if self._connection is None:
-                    self._connection = self._database.held()
+                    # One of the pool's perhaps, as old as the one that was lost.
+                    self._connection = self._database.held(call_s)
                     self._driver = driver_connection(self._connection)
+                elif not self._database.is_sqlite:
+                    self._driver.call_s = call_s
                 return ask(self._connection)
         except BaseException:
             # Whatever went wrong: a demoted primary, for one, stays connected and read-only.

@@ -23,6 +23,8 @@ from jobrunner.settings import Settings
 
 log = get_logger(__name__)
 
+_UNHEARD_LEAST_S, _UNHEARD_MOST_S = 4.0, 20.0
+"""For how long what was sent may remain unacknowledged: TCP has sent it again several times by then."""
 _MARKER = "jobrunner.session"
 _PROTOCOL = {
     "default_transaction_isolation": r"read\ committed",
@@ -86,11 +88,7 @@ class Opener:
         marker = uuid.uuid4().hex if settings.postgres_options or self.is_for_listening else None
         arguments = {
             "fallback_application_name": "jobrunner",  # one in the URL, or PGAPPNAME, is heeded
-            # The kernel gives up on a peer that vanished without a word.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": round(settings.call_timeout_s * 1000),
+            **self._kernel_timeouts(),
             "connect_timeout": self._connect_timeout_s(given),
             **given,
             "client_encoding": "utf8",
@@ -107,6 +105,20 @@ class Opener:
             connection.close()
             raise
         return connection
+
+    def _kernel_timeouts(self) -> dict[str, int]:
+        """Return when the kernel gives up a peer that vanished without a word, by what a beat can wait for.
+
+        A peer acknowledges what was sent, and a probe, whatever its server does: only the network takes time.
+        """
+        heartrate = self.settings.heartrate
+        unheard_s = min(max(heartrate, _UNHEARD_LEAST_S), _UNHEARD_MOST_S, self.settings.call_timeout_s)
+        return {
+            "keepalives_idle": max(1, round(unheard_s / 2)),
+            "keepalives_interval": max(1, round(unheard_s / 4)),
+            "keepalives_count": 3,
+            "tcp_user_timeout": round(unheard_s * 1000),
+        }
 
     def _connect_timeout_s(self, parameters: dict[str, Any]) -> int:
         """Return the seconds for each address: all of them together take no longer than one call may."""

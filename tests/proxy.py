@@ -26,6 +26,7 @@ class Relay:
         """How often a client spoke after the server had: the round trips."""
         self._client_spoke_last = False
         self._selector = selectors.DefaultSelector()
+        self._swallowed: list[tuple[socket.socket, tuple[socket.socket, bool]]] = []
         self._lock = threading.Lock()
         self._closing = False
         self._listener = listener
@@ -47,9 +48,31 @@ class Relay:
         self._selector.close()
         self._listener.close()
 
+    def swallow(self) -> int:
+        """Pass on nothing more on the connections that there are, without ending them; return their number.
+
+        As a firewall does that has forgotten them. Those that come from now on are served.
+        """
+        with self._lock:
+            ends = [key for key in self._selector.get_map().values() if key.fileobj is not self._listener]
+            for key in ends:
+                self._selector.unregister(key.fileobj)
+                self._swallowed.append((key.fileobj, key.data))  # type: ignore[arg-type]
+            return len(ends) // 2
+
+    def disgorge(self) -> None:
+        """Pass on what was swallowed, late."""
+        with self._lock:
+            self._register_swallowed()
+
+    def _register_swallowed(self) -> None:
+        while self._swallowed:
+            self._selector.register(self._swallowed[0][0], selectors.EVENT_READ, self._swallowed.pop(0)[1])
+
     def cut(self) -> None:
         """End every connection."""
         with self._lock:
+            self._register_swallowed()
             for key in list(self._selector.get_map().values()):
                 if key.fileobj is not self._listener:
                     self._drop(key.fileobj)  # type: ignore[arg-type]

@@ -183,7 +183,7 @@ def test_9_every_database_error_is_forgiven(
 
 
 def test_9_an_error_of_the_beat_is_a_database_error_of_ours(sqlite_database: Database) -> None:
-    beater = Beater(sqlite_database, "me")
+    beater = Beater(sqlite_database, "me", 5.0)
     plain_sql(sqlite_database.settings.database_url or "", "DROP TABLE job_event")
     plain_sql(sqlite_database.settings.database_url or "", "DROP TABLE job")
     with pytest.raises(DatabaseError):

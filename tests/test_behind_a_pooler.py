@@ -63,7 +63,7 @@ def pooled(postgres: Postgres, postgres_url: str) -> Iterator[Pooled]:
 def use_the_database(database: Database) -> None:
     """Beat, ask, listen and write, each more often than a statement takes to be prepared."""
     claim, owner = a_running_job(database)
-    beater = Beater(database, owner.runner_id)
+    beater = Beater(database, owner.runner_id, 5.0)
     hints = Hints(database)
     try:
         for _ in range(8):

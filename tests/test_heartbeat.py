@@ -248,7 +248,7 @@ def test_one_statement_beats_for_all_jobs_of_a_runner_and_for_no_other(
     mine = [insert_job(database, owner) for _ in range(50)]
     other, _ = a_running_job(database)
     before = row_of(database, other.job_id)["latest_heartbeat"]
-    beater = Beater(database, owner.runner_id)
+    beater = Beater(database, owner.runner_id, 5.0)
     try:
         time.sleep(0.01)
         answers = beater.beat([*mine, other.job_id, 4711], with_time=True)
@@ -277,7 +277,7 @@ def test_a_beat_of_many_thousand_rows_is_one_statement(database: Database) -> No
     with database.write() as connection:
         connection.execute(insert(job), [row] * 5000)
         ids = [id_ for (id_,) in connection.execute(job.select().with_only_columns(job.c.id))]
-    beater = Beater(database, owner.runner_id)
+    beater = Beater(database, owner.runner_id, 5.0)
     try:
         beater.beat(ids[:1])  # connects
         with statements_of(database) as sent:
@@ -291,7 +291,7 @@ def test_the_beater_serves_several_threads_one_at_a_time(database: Database) -> 
     from concurrent.futures import ThreadPoolExecutor
 
     claim, owner = a_running_job(database)
-    beater = Beater(database, owner.runner_id)
+    beater = Beater(database, owner.runner_id, 5.0)
     try:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _n: beater.beat([claim.job_id]), range(50)))

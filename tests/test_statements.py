@@ -455,7 +455,7 @@ def test_the_beat_brings_the_flag_and_flagged_asks_without_beating(
 def test_a_row_held_by_somebody_silences_nobody_else(postgres_database: Database, postgres_url: str) -> None:
     owner = an_owner()
     ids = [insert_job(postgres_database, owner) for _ in range(5)]
-    beater = Beater(postgres_database, owner.runner_id)
+    beater = Beater(postgres_database, owner.runner_id, 5.0)
     holder = plain_connection(postgres_url)
     try:
         holder.execute("BEGIN")
@@ -493,7 +493,7 @@ def test_a_held_row_makes_an_owners_write_give_up_by_the_lock_timeout(
 
 def test_sqlite_keeps_no_lock_behind_a_returning(sqlite_database: Database, sqlite_url: str) -> None:
     claim, _ = a_running_job(sqlite_database)
-    beater = Beater(sqlite_database, claim.runner_id)
+    beater = Beater(sqlite_database, claim.runner_id, 5.0)
     other = plain_connection(sqlite_url)
     other.execute("PRAGMA busy_timeout = 0")
     try:

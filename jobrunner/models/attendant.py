@@ -76,7 +76,7 @@ def beating_on(database: Database, claim: Claim, pacer: Pacer, health: BeatHealt
 def _beat_on(
     database: Database, claim: Claim, pacer: Pacer, health: BeatHealth, over: threading.Event
 ) -> None:
-    beater = Beater(database, claim.runner_id)
+    beater = Beater(database, claim.runner_id, pacer.heartrate)
     again_s = _EARLY * pacer.heartrate
     wait_s = max(pacer.remaining_s(), again_s)  # most ends are written by then
     while not over.wait(wait_s):

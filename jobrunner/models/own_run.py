@@ -79,7 +79,7 @@ class OwnRun:
         """Ends what the code has started, where the process is the job's alone; returns what is left."""
         self.database = database
         self._pacer = Pacer(heartrate)
-        self._beater = Beater(database, claim.runner_id)
+        self._beater = Beater(database, claim.runner_id, heartrate)
         self._hints = Hints(database)
 
     @property

@@ -147,7 +147,7 @@ def test_a_held_connection_that_was_ended_while_idle_is_replaced_at_once(
     postgres_database: Database, postgres_url: str
 ) -> None:
     claim, owner = a_running_job(postgres_database)
-    with closing(Beater(postgres_database, owner.runner_id)) as beater:
+    with closing(Beater(postgres_database, owner.runner_id, 5.0)) as beater:
         assert beater.beat([claim.job_id])
         for ask in (lambda: beater.beat([claim.job_id]), beater.flagged, lambda: beater.look([claim.job_id])):
             plain_sql(postgres_url, CUT_IDLE)
