@@ -6,17 +6,15 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import RowMapping
-
-from jobrunner import statements
+from jobrunner.cancel_records import CancelRecords, NotBegun
 from jobrunner.clock import monotonic_s
 from jobrunner.due_queue import Due, DueQueue
-from jobrunner.heartbeat import lost_because
 from jobrunner.hooks import Hooks
 from jobrunner.logs import get_logger
 from jobrunner.models.own_run import call_on_kill, has_on_kill
 from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, Cancellation, OwnedJob, Shown
 from jobrunner.retry import Retry
+from jobrunner.statements import Begun
 
 if TYPE_CHECKING:
     from jobrunner.models import MonitorJob
@@ -41,6 +39,7 @@ class Cancelling:
         self._runner = runner
         self._hooks = hooks
         self._on_kill_s = on_kill_s
+        self._records = CancelRecords(runner)
         self._moments: DueQueue[Due] = DueQueue()
         self._moment_set = asyncio.Event()
 
@@ -95,12 +94,14 @@ class Cancelling:
         if mine.is_begun or owned.over or owned.concluding or attempt.external_id is None:
             return
         mine.is_begun = True
-        row = await self._runner.persist(statements.begin_cancel, owned.claim, attempt, cause)
-        if row is None:
-            await self._see_why_not_begun(owned, mine)
+        begun = await self._records.write(owned, attempt, cause)
+        if begun is NotBegun.OTHER_ATTEMPT and _stands(owned, mine):
+            # Nor would this runner ever cancel that one.
+            self._runner.drop(owned, f"Job {owned.job_id} is at another attempt than this runner.")
+        if isinstance(begun, NotBegun):
             return
-        mine.cause = row["cancel_cause"]
-        reason = _reason(owned, row)
+        mine.cause = begun.cause
+        reason = _reason(owned, begun)
         retry = Retry(first_s=_FIRST_S, most_s=max(2.0, min(30.0, owned.poll_interval)))
         while _stands(owned, mine):
             if self._runner.beats.is_fenced(owned):
@@ -116,13 +117,6 @@ class Cancelling:
             await retry.pause()
             if _stands(owned, mine):
                 owned.channel.poller.hurry(owned.job_id)
-
-    async def _see_why_not_begun(self, owned: OwnedJob, mine: Cancellation) -> None:
-        """Give up a job whose row is at another attempt: this runner would never cancel that one."""
-        row = await self._runner.persist(statements.get_or_none, owned.job_id)
-        if not _stands(owned, mine) or row is None or lost_because(owned.claim, row) is not None:
-            return  # ended, or resubmitted by this runner itself, or the next beat says that it is lost
-        self._runner.drop(owned, f"Job {owned.job_id} is at another attempt than this runner.")
 
     def on_look(self, owned: OwnedJob, shown: Shown) -> None:
         """Cancel work that a look just showed not to have started, though its time to start is over.
@@ -189,10 +183,10 @@ def _stands(owned: OwnedJob, mine: Cancellation) -> bool:
     return owned.cancellation is mine and not (owned.over or owned.concluding)
 
 
-def _reason(owned: OwnedJob, row: RowMapping) -> str:
+def _reason(owned: OwnedJob, begun: Begun) -> str:
     """Return what the outside is told."""
     mine = owned.cancellation
     if mine.cause != START_TIMEOUT:
-        return row["kill_reason"] or f"{mine.cause} by jobrunner"
+        return begun.kill_reason or f"{mine.cause} by jobrunner"
     words = mine.waited.words if mine.waited is not None else ""
     return f"{START_TIMEOUT} by jobrunner after {owned.start_timeout or 0:g}s: {words}".removesuffix(": ")

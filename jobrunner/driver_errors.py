@@ -11,6 +11,7 @@ from jobrunner.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
 _MISSING = {"42P01", "42703", "3F000"}  # table, column, schema
 _READ_ONLY = "25006"
+_HELD = "55P03"  # lock_not_available: NOWAIT, or lock_timeout
 _ENDED = {"57P01", "57P02", "57P03", "57P05"}  # shut down, crashed, starting, idle for too long
 _CONTENT_CLASSES = {"22", "23", "54"}  # data, constraints, limits such as the size of an index row
 _OUTAGE_CLASSES = {
@@ -61,6 +62,11 @@ def is_session_lost(error: BaseException) -> bool:
 def is_connection_lost(error: DatabaseError) -> bool:
     """Whether it was the connection that failed: the same call may succeed on a fresh one at once."""
     return isinstance(error.__cause__, DBAPIError) and error.__cause__.connection_invalidated
+
+
+def is_held(error: DatabaseError) -> bool:
+    """Whether somebody holds locked what the call needs, and nothing else is wrong."""
+    return isinstance(error.__cause__, DBAPIError) and sqlstate(error.__cause__.orig) == _HELD
 
 
 def sqlstate(error: BaseException | None) -> str | None:

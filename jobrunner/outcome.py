@@ -75,9 +75,15 @@ class Ending:
     last: Observation | Verdict
     waited: Shown | None = None
     """What was shown last before a start timeout."""
+    is_plain: bool = False
+    """Whether to leave out all that the outside said, where the database refuses that."""
 
     def judged(self, row: RowMapping) -> End:
         """Return how the job ends, by what its row says of a cancellation."""
+        end = self._judged(row)
+        return _plain(end) if self.is_plain else end
+
+    def _judged(self, row: RowMapping) -> End:
         job_id, claims = self.claim.job_id, self.claim.claims
         if isinstance(self.last, Verdict):
             return End(job_id, claims, self.external_id, self.last.state, self.last.message)
@@ -96,20 +102,19 @@ class Ending:
 
 
 def write_ends(
-    connection: Connection, runner_id: str, endings: Sequence[Ending], *, plainly: bool = False
+    connection: Connection, runner_id: str, endings: Sequence[Ending]
 ) -> dict[int, JobState | str | None]:
     """Write how jobs of a runner ended, and return what became of each, by its id; one ending a job.
 
     The state that stands; or why it is not this runner's to be written; or None, where it is to be tried
     again: somebody holds the row locked, or a cancellation was begun after the end was judged.
-    `plainly`: without anything that the outside said, where the database refuses that.
     """
     rows = statements.judged_by(connection, [each.claim.job_id for each in endings])
     ends: dict[int, End] = {}
     for each in endings:
         row = rows.get(each.claim.job_id)
         if row is not None:
-            ends[each.claim.job_id] = _plain(each.judged(row)) if plainly else each.judged(row)
+            ends[each.claim.job_id] = each.judged(row)
     written = set(statements.end_many(connection, runner_id, list(ends.values())))
     outcomes: dict[int, JobState | str | None] = {job_id: ends[job_id].state for job_id in written}
     left = [each for each in endings if each.claim.job_id not in written]

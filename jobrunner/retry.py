@@ -1,10 +1,13 @@
 """Back-off with jitter, for what is tried until it succeeds."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from jobrunner.clock import monotonic_s
+from jobrunner.driver_errors import is_held
 from jobrunner.errors import DatabaseError, DatabaseRefused
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
@@ -12,6 +15,10 @@ from jobrunner.logs import get_logger
 log = get_logger(__name__)
 
 _T = TypeVar("_T")
+
+_HELD_FIRST_S = 0.02  # our own beat may hold the row, and lets it go at once
+_HELD_MOST_S = 5.0  # a thousand rows that somebody holds are then a few hundred tries a second
+_HELD_SAID_S = 5.0  # until then it is nothing to speak of
 
 
 class Retry:
@@ -40,13 +47,16 @@ async def until_taken(write: Callable[[], Awaitable[_T]], what: str, most_s: flo
     `most_s`: seconds between two tries at most. Only for what changes nothing when it comes late, or twice.
     Raises `DatabaseRefused` at once: the same values would be refused for ever.
     """
-    retry = Retry(most_s=most_s)
+    retry, held = Retry(most_s=most_s), Retry(first_s=_HELD_FIRST_S, most_s=min(most_s, _HELD_MOST_S))
+    held_until_s = monotonic_s() + _HELD_SAID_S
     while True:
         try:
             return await write()
         except DatabaseRefused:
             raise
         except DatabaseError as error:
-            if retry.count == 0:
-                seldom.warning(log, "the database does not take it yet", about=what, what=what, error=error)
-        await retry.pause()
+            trouble, pause = error, held if is_held(error) else retry
+        if pause.count == 0 if pause is retry else monotonic_s() >= held_until_s:
+            held_until_s = math.inf
+            seldom.warning(log, "the database does not take it yet", about=what, what=what, error=trouble)
+        await pause.pause()

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from jobrunner import statements, unexpected
 from jobrunner.answers import Answers
@@ -22,7 +22,7 @@ from jobrunner.database import Database
 from jobrunner.database_threads import DatabaseThreads
 from jobrunner.ends import Ends
 from jobrunner.errors import ClaimLost, DatabaseError, SettingsError
-from jobrunner.heartbeat import warn_of_skew
+from jobrunner.heartbeat import lost_because, warn_of_skew
 from jobrunner.hooks import Hooks
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
@@ -230,16 +230,16 @@ class Runner:
         retry = Retry(most_s=1.0)
         while True:
             try:
-                done = await self.call(statements.release_many, self.owner.runner_id, claims, reason)
-                break
+                claims = await self.call(_release, self.owner.runner_id, claims, reason)
+                trouble = "somebody holds them locked"
             except DatabaseError as error:
-                if monotonic_s() > give_up_s:
-                    log.warning("not released: others will find them silent", jobs=len(claims), error=error)
-                    return
+                trouble = str(error)
+            if not claims:
+                return
+            if monotonic_s() > give_up_s:
+                log.warning("not released: others will find them silent", jobs=len(claims), error=trouble)
+                return
             await retry.pause()
-        # What somebody holds locked is waited for; what is no longer ours is left alone.
-        left = [claim for claim in claims if claim.job_id not in set(done)]
-        await asyncio.gather(*(self.release(claim, reason) for claim in left))
 
     def _forget(self, owned: OwnedJob) -> None:
         owned.over = True
@@ -369,11 +369,14 @@ class Runner:
             )
 
     async def call(self, write: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-        """Run a write in a thread, once. Raises `DatabaseError`."""
+        """Run a write in a thread, once. Raises `DatabaseError`, also where somebody holds its row locked.
+
+        So rows that are held keep no thread waiting: whoever calls this tries again, and waits elsewhere.
+        """
 
         def _write() -> _T:
             with self.database.write() as connection:
-                return write(connection, *args, **kwargs)
+                return write(statements.promptly(connection), *args, **kwargs)
 
         with self._waiting():
             return await self._threads.run(_write)
@@ -428,3 +431,11 @@ class Runner:
     def _from_thread(self, do: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(do, *args)
+
+
+def _release(connection: Connection, runner_id: str, claims: list[Claim], reason: str) -> list[Claim]:
+    """Give jobs of a runner back, and return those that it still has, because somebody holds them locked."""
+    done = set(statements.release_many(connection, runner_id, claims, reason))
+    left = [claim for claim in claims if claim.job_id not in done]
+    rows = statements.look(connection, [claim.job_id for claim in left]) if left else {}
+    return [claim for claim in left if lost_because(claim, rows.get(claim.job_id)) is None]

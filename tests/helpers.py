@@ -9,12 +9,12 @@ from contextlib import closing, contextmanager
 from typing import Any, Self
 
 import psycopg
-from sqlalchemy import event, make_url
+from sqlalchemy import Connection, event, make_url
 
 from jobrunner import statements
 from jobrunner.database import Database
 from jobrunner.models import BaseJob
-from jobrunner.statements import Claim, Owner, new_owner
+from jobrunner.statements import Attempt, Cancel, Claim, Owner, new_owner
 
 IS_LONG = bool(os.environ.get("JOBRUNNER_TEST_LONG"))
 """Whether long proofs are to be run in their long form."""
@@ -66,6 +66,14 @@ def row_of(database: Database, job_id: int) -> dict[str, Any]:
     """Return a job's whole row."""
     with database.read() as connection:
         return dict(statements.get(connection, job_id))
+
+
+def begin_cancel(
+    connection: Connection, claim: Claim, attempt: Attempt, cause: str
+) -> statements.Begun | None:
+    """Record the cancellation of one attempt, and return what is in force; None: it was not recorded."""
+    cancel = Cancel(claim.job_id, claim.claims, attempt.token, attempt.external_id, cause)
+    return statements.begin_cancel_many(connection, claim.runner_id, [cancel]).get(claim.job_id)
 
 
 def events_of(url: str, job_id: int) -> list[tuple[Any, ...]]:

@@ -13,11 +13,12 @@ from jobrunner import statements
 from jobrunner.database import Database
 from jobrunner.errors import JobNotFound
 from jobrunner.heartbeat import Beater
-from jobrunner.statements import Attempt, Claim, End, Sight, Sighting
+from jobrunner.statements import Attempt, Begun, Claim, End, Sight, Sighting
 from jobrunner.states import TERMINAL_STATES, JobState
 from tests.helpers import (
     a_running_job,
     an_owner,
+    begin_cancel,
     calls_of,
     events_of,
     insert_job,
@@ -37,11 +38,11 @@ def observe(conn: Connection, claim: Claim, external_id: str, **shown: Any) -> s
     return statements.observe_many(conn, claim.runner_id, [sight])
 
 
-def begin_cancel(conn: Connection, claim: Claim, cause: str) -> Any:
+def cancel(conn: Connection, claim: Claim, cause: str) -> Begun | None:
     """Begin to cancel the attempt that the row is at."""
     row = statements.get_or_none(conn, claim.job_id)
     attempt = Attempt(TOKEN, None) if row is None else Attempt(row["submit_token"], row["external_id"])
-    return statements.begin_cancel(conn, claim, attempt, cause)
+    return begin_cancel(conn, claim, attempt, cause)
 
 
 def end_many(conn: Connection, claim: Claim, state: JobState, message: str = "done") -> list[int]:
@@ -59,7 +60,7 @@ OWNERS_WRITES: dict[str, Write] = {
     "renew_token": lambda conn, claim: statements.renew_token(conn, claim, TOKEN, "another"),
     "observe_many": lambda conn, claim: observe(conn, claim, "ext-1", external_state="RUNNING"),
     "say_unsubmitted": lambda conn, claim: statements.say_unsubmitted(conn, claim, "not yet"),
-    "begin_cancel": lambda conn, claim: begin_cancel(conn, claim, "kill"),
+    "begin_cancel_many": lambda conn, claim: cancel(conn, claim, "kill"),
     "end_many": lambda conn, claim: end_many(conn, claim, JobState.SUCCESS),
 }
 
@@ -404,13 +405,13 @@ def test_no_new_token_once_a_kill_is_wished(database: Database, database_url: st
 def test_the_first_cause_of_a_cancellation_stands(database: Database) -> None:
     claim, _ = a_running_job(database)
     with database.write() as connection:
-        first = begin_cancel(connection, claim, "deadline")
+        first = cancel(connection, claim, "deadline")
     started = row_of(database, claim.job_id)["cancel_started_at"]
     with database.write() as connection:
-        second = begin_cancel(connection, claim, "kill")
+        second = cancel(connection, claim, "kill")
     assert first is not None
     assert second is not None
-    assert first["cancel_cause"] == second["cancel_cause"] == "deadline"
+    assert first.cause == second.cause == "deadline"
     assert row_of(database, claim.job_id)["cancel_started_at"] == started is not None
 
 
@@ -501,7 +502,7 @@ def test_sqlite_keeps_no_lock_behind_a_returning(sqlite_database: Database, sqli
         other.execute("UPDATE job SET name = 'after a beat'")
         with sqlite_database.read() as connection:
             statements.begin_submit(connection, claim, TOKEN)
-            begin_cancel(connection, claim, "kill")
+            cancel(connection, claim, "kill")
             statements.beat(connection, claim.runner_id, [claim.job_id])
             other.execute("UPDATE job SET name = 'after a scalar'")
     finally:

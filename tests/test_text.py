@@ -22,7 +22,7 @@ from jobrunner.testing import MemoryMonitorJob
 from jobrunner.testing.hostile import Unprintable
 from jobrunner.testing.spoiling import ODD_TEXT
 from jobrunner.text import DETAIL_MOST, TEXT_MOST, flaw_in, storable, storable_detail, storable_json
-from tests.helpers import a_running_job, an_owner, insert_job, row_of
+from tests.helpers import a_running_job, an_owner, begin_cancel, insert_job, row_of
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=30)
 VALUES = st.recursive(
@@ -143,7 +143,7 @@ def test_a_kill_counts_whatever_its_reason_holds(database: Database, reason: str
     assert row["kill_reason"] == storable(reason)
     with database.write() as connection:
         attempt = statements.Attempt(row["submit_token"], row["external_id"])
-        assert statements.begin_cancel(connection, claim, attempt, "kill") is not None
+        assert begin_cancel(connection, claim, attempt, "kill") is not None
         assert statements.end(
             connection, claim, JobState.KILLED, f"killed: {reason}", detail={reason: reason}
         )

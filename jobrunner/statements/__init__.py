@@ -20,7 +20,7 @@ from jobrunner.statements.claiming import (
 )
 from jobrunner.statements.ending import End, end, end_many, judged_by, release, release_many
 from jobrunner.statements.holding import HELD, UNFOUND, free, held_rows, hold_live, say_held
-from jobrunner.statements.killing import begin_cancel, request_kill
+from jobrunner.statements.killing import Begun, Cancel, begin_cancel_many, request_kill
 from jobrunner.statements.observing import Sight, observe_many, tell
 from jobrunner.statements.probing import prove_writable
 from jobrunner.statements.pruning import prune
@@ -48,6 +48,7 @@ from jobrunner.statements.table import (
     none_of,
     now,
     one_of,
+    promptly,
     tables,
 )
 from jobrunner.statements.workers import WORKER, in_spec, is_worker, is_worker_row
@@ -59,6 +60,8 @@ __all__ = [
     "WORKER",
     "Attempt",
     "Beaten",
+    "Begun",
+    "Cancel",
     "Claim",
     "End",
     "Owner",
@@ -67,7 +70,7 @@ __all__ = [
     "adopt",
     "adopt_many",
     "beat",
-    "begin_cancel",
+    "begin_cancel_many",
     "begin_submit",
     "claim_many",
     "claim_queued",
@@ -98,6 +101,7 @@ __all__ = [
     "now",
     "observe_many",
     "one_of",
+    "promptly",
     "prove_writable",
     "prune",
     "record_submitted",

@@ -81,7 +81,7 @@ def is_flagged() -> Any:
 
 
 def look(conn: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
-    """Read where jobs stand: (id, state, runner_id, claims, external_id, kill_requested).
+    """Read where jobs stand: (id, state, runner_id, claims, submit_token, external_id, kill_requested).
 
     A missing id was deleted.
     """
@@ -93,7 +93,7 @@ def look(conn: Connection, ids: Sequence[int]) -> dict[int, RowMapping]:
 def _look(dialect: str) -> Any:
     job, _ = tables()
     flag = is_flagged().label("kill_requested")
-    stands = (job.c.id, job.c.state, job.c.runner_id, job.c.claims, job.c.external_id)
+    stands = (job.c.id, job.c.state, job.c.runner_id, job.c.claims, job.c.submit_token, job.c.external_id)
     return select(*stands, flag).where(in_ids(dialect))
 
 

@@ -78,7 +78,7 @@ def confirm(conn: Connection, claim: Claim) -> bool:
     A job that is stored as claimed is inserted without that: nobody shall run it whose owner never learnt
     that it was stored, and has told somebody so.
     """
-    return is_one(conn, owned(claim).values(adoptable=True))
+    return is_one(conn, owned(conn, claim).values(adoptable=True))
 
 
 def find(conn: Connection, key: str) -> RowMapping | None:

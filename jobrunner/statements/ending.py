@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Select, Update, bindparam, func, null, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, Update, bindparam, func, null, or_, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from jobrunner.sqltypes import db_now
@@ -12,10 +12,10 @@ from jobrunner.statements.given import json_of
 from jobrunner.statements.table import (
     Claim,
     actor_of,
-    fence,
     id_list,
     in_ids,
     of_given,
+    owned,
     tables,
     with_event,
     with_events,
@@ -156,7 +156,6 @@ def _transition(
     values: Mapping[str, Any],
 ) -> bool:
     assert is_allowed(JobState.RUNNING, after)
-    job, _ = tables()
-    statement = update(job).where(*fence(claim), *guard).values(state=after, **values)
+    statement = owned(conn, claim).where(*guard).values(state=after, **values)
     actor = actor_of(claim.runner_id)
     return with_event(conn, statement, JobState.RUNNING, after, actor, reason) is not None

@@ -1,10 +1,12 @@
 """The kill flag, and why work is being cancelled."""
 
-from typing import cast
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     Connection,
-    RowMapping,
+    bindparam,
     case,
     func,
     literal,
@@ -14,12 +16,10 @@ from sqlalchemy import (
 )
 
 from jobrunner.sqltypes import db_now
+from jobrunner.statements.given import json_of
 from jobrunner.statements.table import (
     LIVE,
-    Attempt,
-    Claim,
-    of_attempt,
-    owned,
+    of_given,
     tables,
     with_event,
 )
@@ -66,19 +66,52 @@ def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | No
     return cast("JobState | None", conn.execute(select(job.c.state).where(job.c.id == job_id)).scalar())
 
 
-def begin_cancel(conn: Connection, claim: Claim, attempt: Attempt, cause: str) -> RowMapping | None:
-    """Record why an attempt's work is being cancelled, before the backend is asked; the first cause stands.
+class Cancel(NamedTuple):
+    """Why an attempt's work is to be cancelled, and what its job's row must say for that."""
 
-    Returns (cancel_cause, kill_reason) as they are in force. None: the claim no longer stands, or the
-    row is at another attempt, which this cancellation does not concern.
+    job_id: int
+    claims: int
+    submit_token: str | None
+    external_id: str | None
+    cause: str
+
+
+class Begun(NamedTuple):
+    """A cancellation that is on record, as it is in force."""
+
+    cause: str
+    kill_reason: str | None
+
+
+def begin_cancel_many(conn: Connection, runner_id: str, cancels: Sequence[Cancel]) -> dict[int, Begun]:
+    """Record why attempts' work is being cancelled, before the backend is asked; the first cause stands.
+
+    One a job, in one statement; return what is in force, by the jobs' ids. A row that does not come back is
+    no verdict: it is no longer this runner's, or it is at another attempt, which the cancellation does not
+    concern, or somebody holds it locked; `look` tells these apart.
     """
+    if not cancels:
+        return {}
+    parameters = {"me": runner_id, "rows": json_of([list(each) for each in cancels])}
+    begun = conn.execute(_begin_cancel_many(conn.dialect.name), parameters)
+    return {job_id: Begun(cause, reason) for job_id, cause, reason in begun.all()}
+
+
+@cache
+def _begin_cancel_many(dialect: str) -> Any:
     job, _ = tables()
-    statement = (
-        owned(claim)
-        .where(*of_attempt(attempt))
-        .values(
-            cancel_cause=func.coalesce(job.c.cancel_cause, cause),
-            cancel_started_at=func.coalesce(job.c.cancel_started_at, db_now()),
-        )
+    statement, said = of_given(
+        dialect,
+        Cancel._fields,
+        {},
+        lambda said: [
+            job.c.runner_id == bindparam("me"),
+            job.c.submit_token.is_not_distinct_from(said["submit_token"]),
+            job.c.external_id.is_not_distinct_from(said["external_id"]),
+        ],
+        ("cause",),
     )
-    return conn.execute(statement.returning(job.c.cancel_cause, job.c.kill_reason)).mappings().first()
+    return statement.values(
+        cancel_cause=func.coalesce(job.c.cancel_cause, said["cause"]),
+        cancel_started_at=func.coalesce(job.c.cancel_started_at, db_now()),
+    ).returning(job.c.id, job.c.cancel_cause, job.c.kill_reason)

@@ -50,4 +50,4 @@ def _observe_many(dialect: str) -> Any:
 
 def tell(conn: Connection, claim: Claim, message: str, detail: Mapping[str, Any]) -> bool:
     """Write what a running job says of itself; False when the claim no longer stands."""
-    return is_one(conn, owned(claim).values(message=message, detail=dict(detail)))
+    return is_one(conn, owned(conn, claim).values(message=message, detail=dict(detail)))

@@ -10,7 +10,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    update,
 )
 from sqlalchemy.exc import IntegrityError
 
@@ -20,6 +19,7 @@ from jobrunner.statements.table import (
     PROTOCOL,
     Claim,
     actor_of,
+    change,
     is_one,
     owned,
     tables,
@@ -44,7 +44,7 @@ def begin_submit(
     None: it may not begin, because the claim is lost, a kill is wished, or an external id stands.
     """
     job, _ = tables()
-    statement = owned(claim).where(
+    statement = owned(conn, claim).where(
         job.c.submit_token == token, job.c.external_id.is_(None), job.c.kill_requested_at.is_(None)
     )
     values: dict[str, Any] = {"submit_started_at": db_now(), "submit_baseline": baseline}
@@ -77,9 +77,8 @@ def record_submitted(conn: Connection, job_id: int, token: str, external_id: str
         )
         .exists()
     )
-    statement = update(job).where(
-        job.c.id == job_id, job.c.submit_token == token, job.c.state.in_(LIVE), free, ~is_held
-    )
+    mine = change(conn, job.c.id == job_id, job.c.submit_token == token, job.c.state.in_(LIVE))
+    statement = mine.where(free, ~is_held)
     message = case((job.c.external_id.is_(None), null()), else_=job.c.message)
     try:
         return is_one(conn, statement.values(external_id=external_id, message=message))
@@ -118,7 +117,7 @@ def renew_token(
     A cancellation of that attempt ends with it.
     """
     job, _ = tables()
-    statement = owned(claim).where(
+    statement = owned(conn, claim).where(
         job.c.submit_token == old_token,
         job.c.external_id.is_not_distinct_from(failed_external_id),
         job.c.kill_requested_at.is_(None),
@@ -153,7 +152,7 @@ def resubmit(
     """
     job, _ = tables()
     statement = (
-        owned(claim)
+        owned(conn, claim)
         .where(
             job.c.submit_token == old_token,
             job.c.external_id == external_id,
@@ -177,4 +176,4 @@ def resubmit(
 def say_unsubmitted(conn: Connection, claim: Claim, message: str) -> bool:
     """Write why a job that is being submitted has no external id yet."""
     job, _ = tables()
-    return is_one(conn, owned(claim).where(job.c.external_id.is_(None)).values(message=message))
+    return is_one(conn, owned(conn, claim).where(job.c.external_id.is_(None)).values(message=message))

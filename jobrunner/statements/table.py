@@ -272,17 +272,30 @@ def fence(claim: Claim) -> list[Any]:
     ]
 
 
-def of_attempt(attempt: Attempt) -> list[Any]:
-    job, _ = tables()
-    return [
-        job.c.submit_token == attempt.token,
-        job.c.external_id.is_not_distinct_from(attempt.external_id),
-    ]
+_PROMPT = "jobrunner_prompt"
 
 
-def owned(claim: Claim) -> Update:
+def promptly(conn: Connection) -> Connection:
+    """Let the writes of one row over this connection fail at once where somebody holds the row locked.
+
+    That is `DatabaseUnavailable`, for who tries again: meanwhile nothing waits in the database, and no
+    thread with it. On SQLite nobody locks a row.
+    """
+    return conn.execution_options(**{_PROMPT: True})
+
+
+def change(conn: Connection, *guard: Any) -> Update:
+    """Return an update of the one job for which `guard` holds: see `promptly` for when it is locked."""
     job, _ = tables()
-    return update(job).where(*fence(claim))
+    if conn.dialect.name != "postgresql" or not conn.get_execution_options().get(_PROMPT):
+        return update(job).where(*guard)
+    free = select(job.c.id).where(*guard).with_for_update(key_share=True, nowait=True)
+    mine = free.cte("mine").prefix_with("MATERIALIZED")
+    return update(job).where(job.c.id == mine.c.id)
+
+
+def owned(conn: Connection, claim: Claim) -> Update:
+    return change(conn, *fence(claim))
 
 
 def is_one(conn: Connection, statement: Update) -> bool:

@@ -31,7 +31,7 @@ OWNERS_WRITES = frozenset(
         "renew_token",
         "resubmit",
         "say_unsubmitted",
-        "begin_cancel",
+        "begin_cancel_many",
         "observe_many",
         "tell",
     }
@@ -86,7 +86,7 @@ def _judge_wishes(step: Step, old: Row, changed: set[str], told: str) -> None:
     if old["cancel_cause"] is not None and "cancel_cause" in changed and step.name != "renew_token":
         raise Broken(KILL, f"{told}: the first cause no longer stands")
     decided_on, stands = (step.token, step.external_id), (old["submit_token"], old["external_id"])
-    if step.name == "begin_cancel" and decided_on != stands:
+    if step.name == "begin_cancel_many" and decided_on != stands:
         raise Broken(OWN_ATTEMPT, f"{told} for {decided_on}, but it was at {stands}")
 
 

@@ -15,10 +15,9 @@ _FENCED = (
     "renew_token",
     "resubmit",
     "say_unsubmitted",
-    "begin_cancel",
     "tell",
 )
-_BULK = ("release_many", "observe_many", "end_many")
+_BULK = ("release_many", "observe_many", "end_many", "begin_cancel_many")
 _CLAIMING = ("claim_queued", "claim_many", "adopt", "adopt_many")
 _ONE = ("adopt", "lose")
 _MANY = ("adopt_many", "lose_many")
@@ -35,6 +34,7 @@ _SAME_BEAT = (
 )
 _HOST = r"\(job\.host_id IS NULL OR job\.host_id IN \([^)]*\)\)"
 _TOKEN = r"job\.submit_token = \?"
+_ANY_TOKEN = r"job\.submit_token IS json_extract\([^)]*\)"
 _EXTERNAL_ID = r"job\.external_id = (\?|json_extract\([^)]*\))"
 _NO_EXTERNAL_ID = r"job\.external_id IS NULL"
 _ANY_EXTERNAL_ID = r"job\.external_id IS (\?|json_extract\([^)]*\))"
@@ -218,20 +218,20 @@ MUTANTS = [
     Mutant("request_kill", "nothing begun", r"job\.submit_started_at IS NULL", play.a_kill_of_what_was_begun),
     Mutant("request_kill", "no external_id", _NO_EXTERNAL_ID, play.a_kill_of_what_runs_outside),
     Mutant(
-        "begin_cancel",
+        "begin_cancel_many",
         "the first cause stands",
         r"coalesce\(job\.cancel_cause, ",
         play.cancelled_for_two_causes,
         "coalesce(NULL, ",
     ),
     Mutant(
-        "begin_cancel",
+        "begin_cancel_many",
         "the attempt",
-        f"{_TOKEN} AND {_ANY_EXTERNAL_ID}",
+        f"{_ANY_TOKEN} AND {_ANY_EXTERNAL_ID}",
         play.a_cancellation_of_an_earlier_attempt,
     ),
     Mutant(
-        "begin_cancel",
+        "begin_cancel_many",
         "external_id",
         _ANY_EXTERNAL_ID,
         play.a_cancellation_of_work_whose_record_was_lost,
@@ -252,7 +252,9 @@ REDUNDANT = {
             "the unique index on (connection, external_id) lets in only one as well",
         ),
         (
-            Mutant("begin_cancel", "submit_token", _TOKEN, play.a_cancellation_of_an_earlier_attempt),
+            Mutant(
+                "begin_cancel_many", "submit_token", _ANY_TOKEN, play.a_cancellation_of_an_earlier_attempt
+            ),
             "another attempt has other work, and so another external id, or none yet",
         ),
         (
@@ -293,8 +295,8 @@ _CAUGHT_BY = {
             "resubmit: claims",
             "say_unsubmitted: runner_id",
             "say_unsubmitted: claims",
-            "begin_cancel: runner_id",
-            "begin_cancel: claims",
+            "begin_cancel_many: runner_id",
+            "begin_cancel_many: claims",
             "tell: runner_id",
             "tell: claims",
             "release_many: runner_id",
@@ -308,8 +310,8 @@ _CAUGHT_BY = {
             "find: key",
         ],
         invariants.OWN_ATTEMPT: [
-            "begin_cancel: the attempt",
-            "begin_cancel: external_id",
+            "begin_cancel_many: the attempt",
+            "begin_cancel_many: external_id",
         ],
         invariants.NO_REVIVAL: [
             "beat: state",
@@ -355,7 +357,7 @@ _CAUGHT_BY = {
             "renew_token: state",
             "resubmit: state",
             "say_unsubmitted: state",
-            "begin_cancel: state",
+            "begin_cancel_many: state",
             "tell: state",
             "release_many: state",
             "observe_many: state",
@@ -387,7 +389,7 @@ _CAUGHT_BY = {
             "request_kill: the first time stands",
             "request_kill: the first person stands",
             "request_kill: nothing begun",
-            "begin_cancel: the first cause stands",
+            "begin_cancel_many: the first cause stands",
             "end_many: the cause it was judged by",
         ],
         invariants.ONE_EVENT: [

@@ -14,7 +14,7 @@ from jobrunner.errors import DatabaseUnavailable
 from jobrunner.statements import Attempt, Beaten, Claim, End, Owner, Sight, Sighting
 from jobrunner.states import JobState, Phase
 from jobrunner.sweeper import StandStill
-from tests.helpers import an_owner
+from tests.helpers import an_owner, begin_cancel
 from tests.model.outside import SEND_WITHIN_S, Broken, Kind, Refused, Unreachable
 from tests.model.world import GRACE, HEARTRATE, Row, Step, World
 
@@ -570,16 +570,16 @@ class Runner:
 
     def _store(self, wish: Wish) -> None:
         held, attempt = wish.held, wish.attempt
-        row = self.ask(
-            "begin_cancel",
-            lambda conn: statements.begin_cancel(conn, held.claim, attempt, wish.cause),
+        begun = self.ask(
+            "begin_cancel_many",
+            lambda conn: begin_cancel(conn, held.claim, attempt, wish.cause),
             (held.claim,),
             token=attempt.token,
             external_id=attempt.external_id,
         )
         self.wishes.remove(wish)
-        if row is not None:
-            wish.cancellation.cause = row["cancel_cause"]
+        if begun is not None:
+            wish.cancellation.cause = begun.cause
         elif held.cancellation is wish.cancellation and not (held.over or held.is_ending):
             found = self.world.rows.get(held.claim.job_id)
             if found is not None and lost_because(held.claim, found) is None:
@@ -617,7 +617,7 @@ OWNERS_WRITES: dict[str, Callable[[Connection, Held], object]] = {
         conn, held.claim, held.token, new_token(), held.external_id or "", {}, "late"
     ),
     "say_unsubmitted": lambda conn, held: statements.say_unsubmitted(conn, held.claim, "late"),
-    "begin_cancel": lambda conn, held: statements.begin_cancel(conn, held.claim, held.attempt, "deadline"),
+    "begin_cancel_many": lambda conn, held: begin_cancel(conn, held.claim, held.attempt, "deadline"),
     "end_many": lambda conn, held: statements.end_many(
         conn,
         held.claim.runner_id,

@@ -11,7 +11,7 @@ from jobrunner.errors import ClaimLost
 from jobrunner.statements import Attempt
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
-from tests.helpers import a_running_job, plain_sql, row_of
+from tests.helpers import a_running_job, begin_cancel, plain_sql, row_of
 from tests.runner.gates import Gate
 from tests.runner.support import a_job, a_runner, an_outside, crash, look, soon, start, take_over, within
 from tests.runner.test_cancelling import cleaning
@@ -40,7 +40,7 @@ async def resubmitted_before_its_start_timeout_is_recorded(
     runner: Any, outside: MemoryBackend, job: MemoryMonitorJob
 ) -> tuple[str, asyncio.Future[JobState], Gate]:
     """Bring a job to its second attempt while the start timeout of the first one is still to be recorded."""
-    gate = Gate(runner, "begin_cancel")
+    gate = Gate(runner, "write_cancels")
     end = start(runner, job)
     await gate.arrived()
     outside.plan = Plan()  # the new work starts at once
@@ -257,8 +257,8 @@ def test_what_is_written_late_of_the_old_work_does_not_hide_the_new(database: Da
 def test_a_cancellation_of_another_attempt_is_not_recorded(database: Database, other: Attempt) -> None:
     claim, _ = a_running_job(database, submit_token="token", external_id="ext-1")
     with database.write() as connection:
-        assert statements.begin_cancel(connection, claim, other, "start_timeout") is None
-        assert statements.begin_cancel(connection, claim, Attempt("token", "ext-1"), "kill") is not None
+        assert begin_cancel(connection, claim, other, "start_timeout") is None
+        assert begin_cancel(connection, claim, Attempt("token", "ext-1"), "kill") is not None
     assert look(database, claim.job_id, "cancel_cause") == ("kill",)
 
 

@@ -326,15 +326,15 @@ def test_a_deadline_that_passed_before_the_submission_submits_nothing(sqlite_dat
 def test_the_first_cause_of_a_cancellation_stands_and_one_alone_asks(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = statements.begin_cancel
+    real = statements.begin_cancel_many
     begun: list[str] = []
 
-    def begin_cancel(connection: Any, claim: Any, attempt: Any, cause: str) -> Any:
-        begun.append(cause)
-        return real(connection, claim, attempt, cause)
+    def begin_cancel_many(connection: Any, runner_id: str, cancels: Any) -> Any:
+        begun.extend(each.cause for each in cancels)
+        return real(connection, runner_id, cancels)
 
     async def main() -> None:
-        monkeypatch.setattr(statements, "begin_cancel", begin_cancel)
+        monkeypatch.setattr(statements, "begin_cancel_many", begin_cancel_many)
         outside = an_outside(Plan(ignores_cancel=True))
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:

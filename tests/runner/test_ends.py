@@ -21,6 +21,7 @@ from jobrunner.states import JobState, Phase
 from jobrunner.testing import MemoryBackend, use_backend
 from tests.helpers import (
     a_running_job,
+    begin_cancel,
     events_of,
     insert_job,
     plain_connection,
@@ -300,7 +301,7 @@ def test_an_end_that_does_not_fit_its_row_is_not_written(database: Database, oth
     claim, _ = a_running_job(database, submit_token="token", external_id="ext-1")
     end = End(claim.job_id, 1, "ext-1", JobState.KILLED, "killed", KILL)
     with database.write() as connection:
-        statements.begin_cancel(connection, claim, Attempt("token", "ext-1"), KILL)
+        begin_cancel(connection, claim, Attempt("token", "ext-1"), KILL)
     with database.write() as connection:
         assert statements.end_many(connection, "another", [end]) == []
         assert statements.end_many(connection, claim.runner_id, [end._replace(**other)]) == []
@@ -317,7 +318,7 @@ def test_an_end_that_was_judged_before_a_kill_was_recorded_is_judged_again(
     def end_many(connection: Any, runner_id: str, ends: Sequence[End]) -> list[int]:
         monkeypatch.setattr(statements, "end_many", real)
         statements.request_kill(connection, claim.job_id, "anna", None)
-        statements.begin_cancel(connection, claim, Attempt("token", "ext-1"), KILL)
+        begin_cancel(connection, claim, Attempt("token", "ext-1"), KILL)
         return real(connection, runner_id, ends)
 
     monkeypatch.setattr(statements, "end_many", end_many)
