@@ -3,15 +3,13 @@
 import errno
 import os
 import signal
-import sys
 import traceback
-from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
 
 import click
 
-from jobrunner.cli.output import one_line, word
+from jobrunner.cli.output import one_line, word, words
 from jobrunner.errors import (
     DatabaseError,
     JobKilled,
@@ -129,7 +127,4 @@ def show_own_traceback(error: BaseException) -> None:
 
 
 def _print_traceback(error: BaseException, frames: TracebackType | None) -> None:
-    text = without_secrets("".join(traceback.format_exception(type(error), error, frames)))
-    with suppress(OSError, ValueError, AttributeError):  # nobody can be told
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    words(without_secrets("".join(traceback.format_exception(type(error), error, frames))))

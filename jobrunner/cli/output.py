@@ -5,22 +5,28 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+from jobrunner.log_writer import Writer, say_failed
+from jobrunner.logs import ToStandardError, hand_over_last_resort, write_words, writer
 from jobrunner.text import storable_json
 from jobrunner.visible import in_json, on_terminal, visible
 
-_lock = threading.RLock()
+_lock = threading.Lock()
+"""Of standard output alone: nobody who writes to it waits for whoever writes to standard error."""
 _line_is_shown = False
 _is_refused = False
 
 _NOBODY = (OSError, ValueError, AttributeError)
 """What a stream raises that is full, closed, or was closed before we began (then it is None)."""
+_reports = Writer("jobrunner-report", failed=say_failed)
 _GAP = 2
 _NARROWEST_LAST = 16
 _LEAST_REST = 8
@@ -78,7 +84,8 @@ def as_json(value: Any, indent: int | None = None) -> str:
 def report(text: str) -> bool:
     """Write one line of data about a job, which goes on whether it can be written or not; False: it cannot.
 
-    Why not is said on standard error, once.
+    Why not is said on standard error, once. Where nobody reads it yet, it is not waited for: the job's beats
+    may be the caller's. `flush_output` waits for it.
     """
     return _report(visible(text))
 
@@ -89,19 +96,29 @@ def report_json(value: Any) -> bool:
 
 
 def _report(text: str) -> bool:
+    refused: list[BaseException] = []
+
+    def put() -> None:
+        try:
+            _put(text)
+        except _NOBODY as error:
+            refused.append(error)
+            _say_refused(error)
+
+    _reports.write(put)
+    return not refused
+
+
+def _say_refused(error: BaseException) -> None:
     global _is_refused  # noqa: PLW0603  # there is one standard output
-    try:
-        return _write(text)
-    except _NOBODY as error:
-        if not _is_refused:
-            _is_refused = True
-            word(f"jobrunner: {_refusal(error)}; the job is not affected.")
-    return False
+    if not (_is_refused or isinstance(error, BrokenPipeError)):
+        _is_refused = True
+        word(f"jobrunner: {_refusal(error)}; the job is not affected.")
 
 
 def _put(text: str) -> None:
+    erase_live_line()
     with _lock:
-        _erase()
         if sys.stdout is None:  # it was closed before we began
             raise BrokenPipeError
         try:
@@ -117,6 +134,10 @@ def flush_output() -> None:
 
     The interpreter would end with an exit code of its own then.
     """
+    try:
+        _reports.flush(None)
+    except KeyboardInterrupt:  # nobody reads it, and the thread that hangs holds the stream: no other way out
+        os._exit(128 + signal.SIGINT)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -142,39 +163,47 @@ def _refusal(error: BaseException) -> str:
 
 
 def word(text: str) -> None:
-    """Say one line to the person at the terminal, on standard error."""
-    with _lock, suppress(*_NOBODY):
-        _erase()
-        sys.stderr.write(one_line(text) + "\n")
-        sys.stderr.flush()
+    """Say one line to the person at the terminal, on standard error; who does not read is not waited for."""
+    words(one_line(text) + "\n")
+
+
+def words(lines: str) -> None:
+    """Say whole lines as they are, as `word` does."""
+    writer.write(partial(_say_words, lines))
+
+
+def _say_words(lines: str) -> None:
+    _erase()
+    write_words(lines)
 
 
 def live_line(text: str) -> None:
     """Show a line at the bottom of the terminal, in place of the one before."""
+    if not writer.is_stuck:  # the next one will say more
+        writer.write(partial(_show_line, shortened(one_line(text), width_of_stderr() - 1)))
+
+
+def _show_line(line: str) -> None:
     global _line_is_shown  # noqa: PLW0603  # there is one terminal
-    with _lock, suppress(*_NOBODY):
-        _erase()
-        sys.stderr.write(shortened(one_line(text), width_of_stderr() - 1))
-        sys.stderr.flush()
-        _line_is_shown = True
+    _erase()
+    write_words(line)
+    _line_is_shown = True
 
 
 def erase_live_line() -> None:
     """Take the live line away."""
-    with _lock, suppress(*_NOBODY):
-        _erase()
+    if _line_is_shown:
+        writer.write(_erase)
 
 
 def _erase() -> None:
     global _line_is_shown  # noqa: PLW0603
     if _line_is_shown:
         _line_is_shown = False
-        with suppress(*_NOBODY):
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
+        write_words("\r\x1b[2K")
 
 
-class _Words(logging.Handler):
+class _Words(ToStandardError):
     def emit(self, record: logging.LogRecord) -> None:
         for line in f"jobrunner: {record.getMessage()}".splitlines():  # a traceback has several
             word(line)
@@ -182,6 +211,7 @@ class _Words(logging.Handler):
 
 def log_as_words() -> None:
     """Show what jobrunner logs as warnings and worse, as words between the live line."""
+    hand_over_last_resort()
     logger = logging.getLogger("jobrunner")
     if not logger.hasHandlers():
         logger.addHandler(_Words(logging.WARNING))
