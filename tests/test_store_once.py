@@ -14,7 +14,8 @@ from jobrunner import doubt, statements
 from jobrunner.database import Database, get_database
 from jobrunner.errors import ClaimLost, DatabaseError, DatabaseUnavailable, UsageError
 from jobrunner.executors.local import LocalExecutor
-from jobrunner.models import BaseJob
+from jobrunner.models import BaseJob, storing
+from jobrunner.models.rows import values_of
 from jobrunner.models.start import Start, owner_for
 from jobrunner.settings import configure
 from jobrunner.statements import Sighting
@@ -303,6 +304,58 @@ def test_a_key_of_ones_own_finds_the_row_whose_answer_was_lost(proxy: LosingProx
     proxy.lose(INSERT)
     job = CodeJob(key="nightly", spec={"day": 1}).store()
     assert (_jobs(postgres_url), proxy.lost) == ([(job.id, "queued")], 1)
+
+
+CHANGED = {
+    "a tuple": lambda key: MemoryMonitorJob(key=key, spec={"a": (1, 2)}),
+    "a number as a key": lambda key: MemoryMonitorJob(key=key, spec={"a": {1: "x"}}),
+    "numbers": lambda key: MemoryMonitorJob(
+        key=key, spec={"a": 1e300, "b": 10**50, "c": -0.0, "d": 0.1 + 0.2}
+    ),
+    "times": lambda key: MemoryMonitorJob(key=key, start_timeout=3, poll_interval=0.1 + 0.2),
+    "a NUL in a label": lambda key: CodeJob(key=key, name="night\0ly", dag_id="d\0"),
+    "an odd byte in the name": lambda key: CodeJob(key=key, name=os.fsdecode(b"night\xff")),
+    "a name that is no text": lambda key: CodeJob(key=key, name=5),
+    "a parent": lambda key: CodeJob(key=key, parent_id=CodeJob().store().id),
+    "nothing": lambda key: CodeJob(key=key),
+}
+"""Jobs whose values are read back in another form than they were sent."""
+
+
+@pytest.mark.parametrize("make", CHANGED.values(), ids=CHANGED)
+def test_a_row_is_found_by_ones_own_key_in_whatever_form_the_database_keeps_it(
+    proxy: LosingProxy, postgres_url: str, make: Callable[[str], BaseJob]
+) -> None:
+    get_database()
+    job = make("nightly")
+    proxy.lose(INSERT)
+    job.store()
+    assert plain_sql(postgres_url, "SELECT id, state FROM job WHERE key = 'nightly'") == [(job.id, "queued")]
+    assert proxy.lost == 1
+
+
+@pytest.mark.parametrize("make", CHANGED.values(), ids=CHANGED)
+def test_a_row_holds_what_was_sent_and_nothing_else(
+    database: Database, make: Callable[[str], BaseJob]
+) -> None:
+    job = make("nightly")
+    sent = {name: value for name, value in values_of(job).items() if name in storing._SAME}
+    job.store()
+    with database.read() as connection:
+        assert statements.holds(connection, job.id, sent)
+        for other in ({"name": "another"}, {"spec": {"a": 3}}, {"parent_id": job.id}, {"poll_interval": 7.5}):
+            assert not statements.holds(connection, job.id, sent | other)
+
+
+def test_another_objects_row_of_the_same_key_is_not_taken_for_ones_own(
+    proxy: LosingProxy, postgres_url: str
+) -> None:
+    get_database()
+    first = CodeJob(key="nightly", spec={"day": 1}).store()
+    proxy.lose(INSERT)
+    with pytest.raises(UsageError, match=f"is that of job {first.id}"):
+        CodeJob(key="nightly", spec={"day": 2}).store()
+    assert _jobs(postgres_url) == [(first.id, "queued")]
 
 
 def test_an_object_stored_by_many_threads_at_once_is_one_row(database: Database, database_url: str) -> None:

@@ -17,6 +17,7 @@ from jobrunner.database import get_database
 from jobrunner.doubt import WriteOnce
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, UsageError
 from jobrunner.models.rows import is_stored, refresh, values_of, writing
+from jobrunner.text import brief
 
 if TYPE_CHECKING:
     from jobrunner.models.base_job import BaseJob
@@ -44,7 +45,9 @@ class Unsettled:
 def check_key(key: object) -> str:
     """Return a caller's own key. Raises `UsageError` where no row could carry it."""
     if not isinstance(key, str) or not 0 < len(key) <= KEY_MOST or not key.isprintable():
-        raise UsageError(f"The key {key!r:.300} cannot be used: give 1 to {KEY_MOST} printable characters.")
+        raise UsageError(
+            f"The key {brief(key, 300)} cannot be used: give 1 to {KEY_MOST} printable characters."
+        )
     return key
 
 
@@ -95,7 +98,7 @@ def found(connection: Connection, job: "BaseJob", *, is_sent_before: bool = True
     if standing is None:
         return None
     row = readable(connection, standing["id"])
-    if job._has_made_its_key or (is_sent_before and _says(row, job)):
+    if job._has_made_its_key or (is_sent_before and _says(connection, row, job)):
         return row
     raise UsageError(
         f"The key {job.key!r} is that of job {row['id']} ({row['state']}): nothing was stored. "
@@ -106,9 +109,9 @@ def found(connection: Connection, job: "BaseJob", *, is_sent_before: bool = True
 _SAME = ("job_type", "name", "dag_id", "parent_id", "connection", "spec", "poll_interval", "start_timeout")
 
 
-def _says(row: RowMapping, job: "BaseJob") -> bool:
+def _says(connection: Connection, row: RowMapping, job: "BaseJob") -> bool:
     sent = values_of(job)
-    return all(sent[column] == row[column] for column in _SAME)
+    return statements.holds(connection, row["id"], {column: sent[column] for column in _SAME})
 
 
 def readable(connection: Connection, job_id: int) -> RowMapping:

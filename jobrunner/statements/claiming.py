@@ -14,6 +14,7 @@ from sqlalchemy import (
     bindparam,
     false,
     func,
+    literal,
     or_,
     select,
     update,
@@ -86,6 +87,19 @@ def find(conn: Connection, key: str) -> RowMapping | None:
     job, _ = tables()
     job_id = conn.execute(select(job.c.id).where(job.c.key == key)).scalar()
     return None if job_id is None else look(conn, [job_id]).get(job_id)
+
+
+def holds(conn: Connection, job_id: int, values: Mapping[str, Any]) -> bool:
+    """Whether a row holds what these values became when they were stored.
+
+    The database compares: only it, and the types of the columns, say in which form it keeps a value. A tuple
+    comes back as a list, a NUL in a name as a visible sign, -0.0 as 0.0.
+    """
+    job, _ = tables()
+    same = (
+        job.c[name].is_not_distinct_from(literal(value, job.c[name].type)) for name, value in values.items()
+    )
+    return conn.execute(select(job.c.id).where(job.c.id == job_id, *same)).scalar() is not None
 
 
 def claim_queued(conn: Connection, job_id: int, owner: Owner, host_id: str | None = None) -> Claim | None:
