@@ -29,6 +29,7 @@ from jobrunner.logs import get_logger
 from jobrunner.models.attendant import Attendant, beating_on
 from jobrunner.models.endings import TIMED_OUT, EarlyEnd, early_end
 from jobrunner.models.forks import end_copy, ending_copies
+from jobrunner.models.plain_code import call_plain, check_plain
 from jobrunner.models.start import Start, owner_for
 from jobrunner.retry import Retry
 from jobrunner.statements import Beaten, Claim
@@ -293,7 +294,7 @@ def call_on_kill(job: "BaseJob") -> None:
     """Call `on_kill`; whatever it raises is logged: a clean-up that fails or exits does not stop the kill."""
     try:
         with ending_copies():
-            job.on_kill()
+            call_plain(job, job.on_kill)
     except BaseException as error:  # sys.exit() and Ctrl-C, too: the job ends here in any case
         log.error("on_kill failed", job=job.id, error=error, exc_info=True)
 
@@ -360,7 +361,8 @@ def run_claimed(
             on_started(job.id)
         if job.kill_requested_at is not None:
             own.obey(job, kill_requested=True)
-        job._execute()
+        check_plain(type(job))
+        call_plain(job, job._execute)
     except BaseException as error:
         _end_after(job, own, error)
         if not _is_success(error):

@@ -1,0 +1,47 @@
+"""The methods of a job that are called as plain functions: a coroutine or a generator would never run.
+
+Calling an `async def`, or a function with a `yield` in it, only makes an object. Taken for the end of the
+work, that would be a success whose code never ran.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from jobrunner.errors import UsageError
+
+_PLAIN = ("_execute", "on_kill", "heartbeat_callback")
+
+
+def check_plain(job_class: type) -> None:
+    """Refuse a class of which a method would never run. Raises `UsageError`."""
+    for name in _PLAIN:
+        method = getattr(job_class, name, None)
+        if inspect.iscoroutinefunction(method):
+            raise UsageError(_sentence(job_class, name, "is an `async def`"))
+        if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+            raise UsageError(_sentence(job_class, name, "has a `yield` in it"))
+
+
+def call_plain(job: object, method: Callable[[], Any]) -> None:
+    """Call a job's method. Raises `UsageError` where what it returned is its code, not run yet.
+
+    A decorator may hide from `check_plain` what the method is.
+    """
+    returned = method()
+    if inspect.iscoroutine(returned):
+        returned.close()  # else Python warns that it was never awaited, which this says already
+        raise UsageError(_sentence(type(job), _name_of(method), "returned a coroutine"))
+    if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        raise UsageError(_sentence(type(job), _name_of(method), "returned a generator"))
+
+
+def _name_of(method: Callable[[], Any]) -> str:
+    return str(getattr(method, "__name__", "its code"))
+
+
+def _sentence(job_class: type, name: str, what: str) -> str:
+    return (
+        f"{job_class.__name__}.{name} {what}, and its code would never run: make it a plain method, "
+        "which may call `asyncio.run(...)`."
+    )
