@@ -19,6 +19,7 @@ from jobrunner.log_limits import Seldom, Trouble
 from jobrunner.logs import get_logger
 from jobrunner.statements import Beaten, Claim
 from jobrunner.states import JobState
+from jobrunner.text import brief
 
 log = get_logger(__name__)
 
@@ -42,7 +43,7 @@ def check_rate(heartrate: float, grace_multiplier: float) -> None:
     """
     if not is_interval(heartrate):
         raise UsageError(
-            f"A heartrate of {heartrate!r} cannot be kept: give seconds between beats, at least "
+            f"A heartrate of {brief(heartrate, 100)} cannot be kept: give seconds between beats, at least "
             f"{INTERVAL_LEAST:g} and at most {SECONDS_MOST:g}."
         )
     check_grace(grace_multiplier)

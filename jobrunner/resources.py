@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jobrunner.errors import UsageError
+from jobrunner.text import brief
 
 NONE: Mapping[str, float] = MappingProxyType({})
 """No resources."""
@@ -19,12 +20,12 @@ KEY = "resources"
 def checked(resources: Any) -> dict[str, float]:
     """Return resources as they are stored. Raises `UsageError` where they are none."""
     if not isinstance(resources, Mapping):
-        raise UsageError(f"{resources!r} names no resources: give them as {{'GPU': 1}}.")
+        raise UsageError(f"{brief(resources, 100)} names no resources: give them as {{'GPU': 1}}.")
     for name, count in resources.items():
         if not isinstance(name, str) or not name:
-            raise UsageError(f"{name!r} is no name of a resource.")
+            raise UsageError(f"{brief(name, 100)} is no name of a resource.")
         if isinstance(count, bool) or not isinstance(count, int | float) or not 0 < count < float("inf"):
-            raise UsageError(f"A job cannot ask for {name}={count}: give a number, more than 0.")
+            raise UsageError(f"A job cannot ask for {name}={brief(count, 100)}: give a number, more than 0.")
     return dict(resources)
 
 

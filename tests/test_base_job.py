@@ -4,7 +4,7 @@ import datetime as dt
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from jobrunner.errors import (
     JobLost,
     JobNotFound,
     NotOwner,
+    SpecError,
     UsageError,
     WaitTimeout,
 )
@@ -30,6 +31,7 @@ from jobrunner.models import BaseJob, ProcessMonitorJob, UnknownJob
 from jobrunner.settings import configure
 from jobrunner.statements import Claim
 from jobrunner.states import JobState
+from jobrunner.testing import MemoryMonitorJob
 from tests.helpers import CodeJob, Run, beat_for_ever, events_of, insert_job, plain_sql, row_of
 
 
@@ -75,6 +77,50 @@ def test_a_timeout_that_leaves_no_time_is_refused(timeout: float) -> None:
 def test_a_naive_time_is_refused_by_the_object() -> None:
     with pytest.raises(UsageError, match=r"latest_heartbeat .* has no time zone"):
         OtherJob(latest_heartbeat=dt.datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+class Exits:
+    """A value of others whose text exits."""
+
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+    __str__ = __repr__
+
+
+REFUSED: dict[str, tuple[Callable[..., BaseJob], dict[str, Any]]] = {
+    "a spec that is a list": (OtherJob, {"spec": ["a"]}),
+    "a spec that is a text": (MemoryMonitorJob, {"spec": "a"}),
+    "a spec of work outside that is a list": (MemoryMonitorJob, {"spec": ["a"]}),
+    "an empty list as a spec": (MemoryMonitorJob, {"spec": []}),
+    "a key": (OtherJob, {"key": Exits()}),
+    "a heartrate": (OtherJob, {"heartrate": Exits()}),
+    "a timeout": (OtherJob, {"timeout": Exits()}),
+    "a poll interval": (MemoryMonitorJob, {"poll_interval": Exits()}),
+    "a start timeout": (MemoryMonitorJob, {"start_timeout": Exits()}),
+    "a number as a cause": (MemoryMonitorJob, {"resubmit": {1: 1}}),
+    "an odd cause": (MemoryMonitorJob, {"resubmit": {Exits(): 1}}),
+    "an odd count": (MemoryMonitorJob, {"resubmit": {"oom": Exits()}}),
+    "a count alone": (MemoryMonitorJob, {"resubmit": 3}),
+    "causes alone": (MemoryMonitorJob, {"resubmit": ["oom"]}),
+}
+
+
+@pytest.mark.parametrize(("job_class", "options"), REFUSED.values(), ids=REFUSED)
+def test_a_value_that_no_job_can_have_is_refused_in_one_sentence(
+    job_class: Callable[..., BaseJob], options: dict[str, Any]
+) -> None:
+    with pytest.raises((UsageError, SpecError)) as refused:
+        job_class(**options)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("job_type", ["etl\0x", "etl\udc80", 7, Exits()])
+def test_a_job_type_that_no_row_can_carry_is_refused_with_its_class(job_type: Any) -> None:
+    known = set(BaseJob.__mapper__.polymorphic_map)
+    with pytest.raises(UsageError, match="of Odd cannot be stored as it is"):
+        type("Odd", (OtherJob,), {}, job_type=job_type)
+    assert set(BaseJob.__mapper__.polymorphic_map) == known
 
 
 def test_the_executor_gives_its_classs_name() -> None:
@@ -407,6 +453,12 @@ def test_a_job_that_is_not_there_is_not_found(database: Database) -> None:
         with pytest.raises(JobNotFound):
             ask()
     assert not job.is_alive()
+
+
+@pytest.mark.parametrize("job_id", [2**63, 2**70, -1, 0, "x", "9" * 5000, float("nan"), None, Exits()])
+def test_an_id_that_no_row_can_have_is_not_found(database: Database, job_id: Any) -> None:
+    with pytest.raises(JobNotFound, match="There is no job"):
+        BaseJob.get(job_id)
 
 
 def test_what_needs_a_row_says_so(database: Database) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnavailable, JobKilled
@@ -102,6 +103,45 @@ def test_kills_of_other_jobs_do_not_end_the_wait(database: Database) -> None:
         time.sleep(0.3)
         assert row_of(database, run.job.id)["latest_heartbeat"] == before
         run.job.request_kill()
+
+
+class NoText(Exception):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __str__(self) -> str:
+        raise self.error
+
+    __repr__ = __str__
+
+
+class OddText(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    def __format__(self, _spec: str) -> str:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [NoText(ValueError("no text")), NoText(SystemExit(3)), OddText("late"), ValueError("why"), 5, b"x"],
+)
+@pytest.mark.parametrize("name", ["by", "reason"])
+def test_a_kill_counts_whatever_was_given_as_its_reason_or_its_author(
+    database: Database, given: object, name: str
+) -> None:
+    queued, submitted = CodeJob().store(), CodeJob().store()
+    with database.write() as connection:
+        connection.execute(text(f"UPDATE job SET submit_started_at = created_at WHERE id = {submitted.id}"))
+    assert queued.request_kill(**{name: given}) is JobState.KILLED  # type: ignore[arg-type]
+    assert submitted.request_kill(**{name: given}) is JobState.QUEUED  # type: ignore[arg-type]
+    for job in (queued, submitted):
+        row = row_of(database, job.id)
+        assert row["kill_requested_at"] is not None
+        assert row["kill_requested_by" if name == "by" else "kill_reason"]
 
 
 def test_who_asked_first_stands_as_the_one_who_did(database: Database) -> None:

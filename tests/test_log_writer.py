@@ -238,7 +238,11 @@ def test_a_forked_copy_says_its_own_lines_and_none_of_the_others(hanging: Hangin
 
 
 def test_ctrl_c_of_the_user_is_passed_on(hanging: Hanging) -> None:
-    timer = threading.Thread(target=lambda: (hanging.hangs.wait(60), os.kill(os.getpid(), signal.SIGINT)))
+    def press_ctrl_c() -> None:
+        hanging.hangs.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Thread(target=press_ctrl_c)
     timer.start()
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # it may come a little after the line
         log.warning("event")

@@ -1,6 +1,7 @@
 """`BaseJob`: something with state and duration, run by us, kept as a row with a heartbeat."""
 
 import datetime as dt
+import operator
 import time
 import uuid
 from collections.abc import Mapping
@@ -30,13 +31,14 @@ from jobrunner.logs import get_logger
 from jobrunner.models.endings import kill_message
 from jobrunner.models.job_event import BigId, JobEvent
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, run_code
+from jobrunner.models.plain_code import check_plain
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, writing
 from jobrunner.models.storing import Unsettled, check_key, store_queued
 from jobrunner.resources import NONE
 from jobrunner.settings import get_settings
 from jobrunner.sqltypes import StateType, StoredJson, StoredText, UtcDateTime, db_now
 from jobrunner.states import JobState
-from jobrunner.text import flaw_in
+from jobrunner.text import brief, flaw_in, text_of
 
 log = get_logger(__name__)
 
@@ -56,6 +58,19 @@ NUMBERS = {
     "claims": "claims >= 0 AND claims <= 2147483647",
     "attempt": "attempt >= 0 AND attempt <= 2147483647",
 }
+
+
+ID_MOST = 2**63 - 1
+"""The largest id that both databases can hold."""
+
+
+def check_spec(spec: object) -> None:
+    """Refuse a spec that is no JSON object, or that no database could hold. Raises `SpecError`."""
+    if spec is not None and not isinstance(spec, Mapping):
+        raise SpecError(
+            f"The spec must be a JSON object, such as {{'a': 1}}, and not a {type(spec).__name__}."
+        )
+    check_exact("spec", spec)
 
 
 def check_exact(key: str, value: object) -> None:
@@ -184,8 +199,15 @@ class BaseJob(Base):
         """Map the subclass to the job type of its name; `abstract`: only its own subclasses have jobs.
 
         `adoptable`: another runner may run such a job again after its own died, because its code
-        stands running twice. `adoptable = True` in the class's body says the same.
+        stands running twice. `adoptable = True` in the class's body says the same. Raises `UsageError` on
+        a job type that no row could carry.
         """
+        named: object = job_type
+        if named is not None and (not isinstance(named, str) or flaw_in(named)):
+            # Stored under another name, its rows would be nobody's.
+            raise UsageError(
+                f"The job_type {brief(job_type, 100)} of {cls.__name__} cannot be stored as it is."
+            )
         in_body = cls.__dict__.get("adoptable")
         if isinstance(in_body, bool):
             del cls.adoptable  # there it would hide the column
@@ -225,7 +247,7 @@ class BaseJob(Base):
         check_rate(self.heartrate, settings.grace_multiplier)
         if timeout is not None and not is_duration(timeout):
             raise UsageError(
-                f"A timeout of {timeout!r} s cannot be kept: give seconds, more than 0 and at most "
+                f"A timeout of {brief(timeout, 100)} s cannot be kept: give seconds, more than 0 and at most "
                 f"{SECONDS_MOST:g}."
             )
         self.timeout = timeout
@@ -245,7 +267,10 @@ class BaseJob(Base):
 
     @validates("spec", "external_id")
     def _is_exact(self, key: str, value: Any) -> Any:
-        check_exact(key, value)
+        if key == "spec":
+            check_spec(value)
+        else:
+            check_exact(key, value)
         return value
 
     def __repr__(self) -> str:
@@ -336,18 +361,21 @@ class BaseJob(Base):
         return self
 
     def _check_before_storing(self) -> None:
-        """Refuse what would fail for certain once it is stored."""
+        """Refuse what would fail for certain once it is stored. Raises `UsageError`."""
+        check_plain(type(self))
 
     def request_kill(
-        self, by: str | None = None, reason: str | None = None, session: Session | None = None
+        self, by: object = None, reason: object = None, session: Session | None = None
     ) -> JobState:
         """Set the kill flag, from any machine, and return the state that the job is in now.
 
         The owner sees it within milliseconds, or at its next beat. `by`: who asks; without it, this
-        user and host. A job that has ended is left as it is. Raises `JobNotFound`, `DatabaseError`.
+        user and host. It and `reason` may be anything, such as an error: its text counts. A job that has
+        ended is left as it is. Raises `JobNotFound`, `DatabaseError`.
         """
+        asker = (None if by is None else text_of(by)) or identity.who()
         with writing(session) as connection:
-            state = statements.request_kill(connection, self._id(), by or identity.who(), reason)
+            state = statements.request_kill(connection, self._id(), asker, reason)
         if state is None:
             raise JobNotFound(f"There is no job {self.id} any more.")
         return state
@@ -380,7 +408,7 @@ class BaseJob(Base):
     def get(cls, job_id: int, session: Session | None = None) -> "BaseJob":
         """Return the job with this id, as an object of its own type. Raises `JobNotFound`."""
         with reading(session) as connection:
-            return object_of(statements.get(connection, job_id), session)
+            return object_of(statements.get(connection, _known_id(job_id)), session)
 
     def reload(self, session: Session | None = None) -> Self:
         """Read the row again into this object. Raises `JobNotFound` when it was deleted."""
@@ -452,6 +480,19 @@ def object_of(row: Any, session: Session | None = None) -> BaseJob:
     if session is not None:
         return cast("BaseJob", session.get(job_class, row["id"]))
     return from_row(job_class, row)
+
+
+def _known_id(given: Any) -> int:
+    """Return an id that a row may have. Raises `JobNotFound`, where a driver would refuse the question."""
+    try:
+        job_id = int(given) if isinstance(given, str) else operator.index(given)
+    except (TypeError, ValueError):
+        job_id = 0
+    if not 0 < job_id <= ID_MOST:
+        raise JobNotFound(
+            f"There is no job {brief(given, 100)}: `jobrunner list` shows those that there are."
+        )
+    return job_id
 
 
 def _types_of(job_class: type[BaseJob]) -> list[str]:

@@ -8,9 +8,10 @@ from jobrunner import registry
 from jobrunner.backends.base import Backend, Observation
 from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_duration, is_interval
 from jobrunner.errors import SpecError, UsageError
-from jobrunner.models.base_job import BaseJob, check_exact
+from jobrunner.models.base_job import BaseJob, check_spec
 from jobrunner.redaction import find_secret
 from jobrunner.settings import ConnectionSettings, get_settings
+from jobrunner.text import brief
 
 
 class MonitorJob(BaseJob, abstract=True, adoptable=True):
@@ -45,7 +46,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         resubmit: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_exact("spec", spec)  # first: what holds itself could not be searched
+        check_spec(spec)  # first: what holds itself could not be searched
         secret = find_secret(spec)
         if secret is not None:
             raise SpecError(
@@ -58,15 +59,15 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         )
         if poll_interval is not None and not is_interval(poll_interval):
             raise UsageError(
-                f"A poll interval of {poll_interval!r} s cannot be kept: give seconds, at least "
+                f"A poll interval of {brief(poll_interval, 100)} s cannot be kept: give seconds, at least "
                 f"{INTERVAL_LEAST:g} and at most {SECONDS_MOST:g}."
             )
         if start_timeout is not None and not is_duration(start_timeout):
             raise UsageError(
-                f"A start timeout of {start_timeout!r} s cannot be kept: give seconds, more than 0 and at "
-                f"most {SECONDS_MOST:g}."
+                f"A start timeout of {brief(start_timeout, 100)} s cannot be kept: give seconds, more than "
+                f"0 and at most {SECONDS_MOST:g}."
             )
-        self._check_resubmit(resubmit or {}, kwargs.get("external_id"))
+        self._check_resubmit(resubmit, kwargs.get("external_id"))
         if self.backend_kind:
             kwargs["connection"] = settings.connection(kwargs.get("connection"), self.backend_kind)[0]
         kwargs.setdefault("submit_token", uuid.uuid4().hex)
@@ -81,14 +82,26 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         )
 
     @classmethod
-    def _check_resubmit(cls, resubmit: Mapping[str, Any], external_id: str | None) -> None:
+    def _check_resubmit(cls, resubmit: object, external_id: str | None) -> None:
+        if resubmit is None:
+            return
+        if not isinstance(resubmit, Mapping):
+            raise UsageError(
+                f"{brief(resubmit, 100)} does not say how often work is submitted again: give a count for "
+                "each cause, such as {'preempted': 3}."
+            )
         for cause, count in resubmit.items():
+            if not isinstance(cause, str):
+                raise UsageError(f"{brief(cause, 100)} is not a cause of failure: give its name, as text.")
             if cls.resubmit_causes is not None and cause not in cls.resubmit_causes:
                 known = ", ".join(cls.resubmit_causes) or "none"
-                raise UsageError(f"No {cls.__name__} ever fails by the cause {cause!r}: known are {known}.")
+                raise UsageError(
+                    f"No {cls.__name__} ever fails by the cause {brief(cause, 100)}: known are {known}."
+                )
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise UsageError(
-                    f"After {cause!r} it cannot be submitted again {count} times: give 0 or more."
+                    f"After {brief(cause, 100)} it cannot be submitted again {brief(count, 100)} times: "
+                    "give 0 or more."
                 )
         if resubmit and external_id is not None:
             raise UsageError(
@@ -97,7 +110,8 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
             )
 
     def _check_before_storing(self) -> None:
-        """Refuse a connection by which this job could never be served. Raises `UsageError`."""
+        """Refuse a connection by which this job could never be served, too. Raises `UsageError`."""
+        super()._check_before_storing()
         if not self.backend_kind:
             return
         _, connection = get_settings().connection(self.connection, self.backend_kind)

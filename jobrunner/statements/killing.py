@@ -24,15 +24,19 @@ from jobrunner.statements.table import (
     with_event,
 )
 from jobrunner.states import JobState
+from jobrunner.text import text_of
 
 
-def request_kill(conn: Connection, job_id: int, by: str | None, reason: str | None) -> JobState | None:
+def request_kill(conn: Connection, job_id: int, by: object, reason: object) -> JobState | None:
     """Set the kill flag, once, on a job that has not ended, and return the state it stands in now.
+
+    `by`, `reason`: text, or whatever has one, such as an error; a kill counts whatever they are.
 
     A queued job of which nothing was ever submitted is killed at once: there is nothing to cancel. Not one
     that is held after a restore, and that the outside may know (`submit_token`): it may have been submitted
     since the backup. None: there is no such job. Whoever set the flag first stands as the one who did.
     """
+    by, reason = (None if given is None else text_of(given) for given in (by, reason))
     job, _ = tables()
     flag_is_new, words = job.c.kill_requested_at.is_(None), job.c.kill_reason.type
     conn.execute(
