@@ -3,21 +3,19 @@
 import asyncio
 import math
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from jobrunner.cancel_records import CancelRecords, NotBegun
+from jobrunner.cleanups import clean_up
 from jobrunner.clock import monotonic_s
 from jobrunner.due_queue import Due, DueQueue
 from jobrunner.hooks import Hooks
 from jobrunner.logs import get_logger
-from jobrunner.models.own_run import call_on_kill, has_on_kill
 from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, Cancellation, OwnedJob, Shown
 from jobrunner.retry import Retry
 from jobrunner.statements import Begun
 
 if TYPE_CHECKING:
-    from jobrunner.models import MonitorJob
     from jobrunner.runner import Runner
 
 log = get_logger(__name__)
@@ -69,18 +67,8 @@ class Cancelling:
 
     async def call_on_kill(self, owned: OwnedJob) -> None:
         """Call the job's own `on_kill`, once, and wait for it for a while."""
-        if owned.job is None or not has_on_kill(owned.job):
-            return
         most_s = _ON_KILL_S if self._on_kill_s is None else self._on_kill_s
-        if owned.on_kill is None:
-            owned.on_kill = self._runner.spawn(self._call_on_kill(owned.job, most_s))
-        if owned.on_kill is not None:
-            await asyncio.wait([owned.on_kill], timeout=most_s)
-
-    async def _call_on_kill(self, job: "MonitorJob", most_s: float) -> None:
-        error = await self._hooks.call(job, "on_kill", partial(call_on_kill, job), most_s)
-        if error is not None:
-            log.error("on_kill failed", job=job.id, error=error, exc_info=error)
+        await clean_up(self._hooks, owned, most_s, self._runner.seldom)
 
     async def _kill(self, owned: OwnedJob) -> None:
         mine = owned.cancellation

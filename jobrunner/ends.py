@@ -29,7 +29,7 @@ class Ends:
     async def write(self, owned: OwnedJob, last: Observation | Verdict) -> JobState | str:
         """Write how a job ended; return the state that stands, or why it was not ours to be written."""
         owned.is_ending = True
-        ending = Ending(owned.claim, owned.external_id, last, owned.cancellation.waited)
+        ending = Ending(owned.claim, owned.external_id, last, owned.cancellation.waited, owned.uncleaned)
         return await self._writer.write(owned, ending)
 
     def _refused(self, owned: OwnedJob, ending: Ending, error: Exception) -> Ending | None:

@@ -5,7 +5,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-_AT_ONCE = 8
-_QUICK_S = 1.0
-"""A hook that takes longer gives up its place to the next one, and goes on beside it."""
-_SLOW_MOST = 50
-"""Slow hooks of one kind; with so many of them, no more are started until one returns."""
+_NEW_MOST = 8
+_NEW_S = 0.25
+"""A call that takes longer lets the next one begin beside it."""
+_MOST = 58
+"""Calls of one kind under way; with so many of them, the others wait until one returns."""
 _CLOSE_S = 2.0
 
 _MESSAGES: Mapping[str, str] = MappingProxyType(
@@ -62,101 +62,142 @@ class _Threads:
             self._work.put(None)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class HookCall:
+    """One call of a hook: it waits for its turn, is under way, and ends."""
+
+    kind: "_Kind"
+    job_id: int
+    run: Callable[[], None]
+    most_s: float
+    ended: asyncio.Future[BaseException | None]
+    """Its result is what the hook raised; None also where it was not called."""
+    begun_s: float | None = None
+    why_not: str | None = None
+    """Why the hook was not called, where it was not."""
+    is_new: bool = False
+    is_late: bool = False
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class _Kind:
     """The hooks of one name of one class of jobs."""
 
-    free: asyncio.Semaphore
-    slow: int = 0
+    job_type: str
+    name: str
+    waiting: dict[HookCall, None] = field(default_factory=dict)
+    """In their order."""
+    under_way: dict[HookCall, None] = field(default_factory=dict)
     is_said: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may begin."""
+        return len(self.under_way) < _MOST and sum(call.is_new for call in self.under_way) < _NEW_MOST
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether all its places are taken by calls that should have returned."""
+        return len(self.under_way) >= _MOST and all(call.is_late for call in self.under_way)
 
 
 class Hooks:
     """Calls hooks for a runner, from its event loop.
 
-    Those of one class and name share a few places, so that one kind takes no threads from another. A
-    hook that hangs keeps its place for a moment only, and a kind keeps a bounded number of threads.
+    Those of one class and name share places, so that one kind takes no threads from another. A call that
+    is slow keeps the others waiting only where its kind has as many threads as it may have; and only where
+    each of these hangs, those that wait are not called.
     """
 
     def __init__(self) -> None:
         self._threads = _Threads()
         self._kinds: dict[tuple[type, str], _Kind] = {}
-        self._calls: dict[asyncio.Future[None], bool] = {}
-        """The calls under way, and whether they are given up."""
 
-    async def call(
-        self, job: "MonitorJob", name: str, call: Callable[[], None], most_s: float
-    ) -> BaseException | None:
-        """Call a hook, and return what it raised; the caller may stop waiting at any time.
+    def call(self, job: "MonitorJob", name: str, run: Callable[[], None], most_s: float) -> HookCall:
+        """Let a hook be called as soon as it is its turn; the caller may wait for its end.
 
-        `most_s` seconds after this call, and no sooner than a moment after the hook began, one warning names
-        the job and the hook; this returns when the hook does.
-        With too many of its kind hanging, it is not called, which is said once.
+        `most_s` seconds after it began it counts as hanging, and a warning names the job and the hook.
         """
-        late_s = monotonic_s() + most_s
-        kind = self._kinds.setdefault((type(job), name), _Kind(asyncio.Semaphore(_AT_ONCE)))
-        async with kind.free:
-            if kind.slow >= _SLOW_MOST:
-                self._say_full(kind, job, name)
-                return None
-            done = self._start(call)
-            await asyncio.wait([done], timeout=min(_QUICK_S, most_s))
-        if not done.done():
-            kind.slow += 1
-            try:
-                await asyncio.wait([done], timeout=max(0.0, late_s - monotonic_s()))
-                if not done.done():
-                    self._calls[done] = True
-                    log.warning(_MESSAGES[name], job=job.id, hook=name, seconds=most_s)
-                    await asyncio.wait([done])
-            finally:
-                kind.slow -= 1
-                kind.is_said = False
-        return done.exception()
+        kind = self._kinds.setdefault((type(job), name), _Kind(type(job).__name__, name))
+        call = HookCall(kind, job.id, run, most_s, asyncio.get_running_loop().create_future())
+        kind.waiting[call] = None
+        self._see_to(kind)
+        return call
 
-    def _start(self, call: Callable[[], None]) -> asyncio.Future[None]:
+    def withdraw(self, call: HookCall, why: str) -> None:
+        """Do not call it any more, if it has not begun."""
+        if call in call.kind.waiting:
+            del call.kind.waiting[call]
+            call.why_not = why
+            call.ended.set_result(None)
+
+    def _see_to(self, kind: _Kind) -> None:
+        while kind.waiting and kind.has_room:
+            call = next(iter(kind.waiting))
+            del kind.waiting[call]
+            self._begin(call)
+        if not kind.is_stuck:
+            kind.is_said = False
+        elif kind.waiting:
+            self._refuse(kind)
+
+    def _refuse(self, kind: _Kind) -> None:
+        calls, longest_s = len(kind.under_way), max(call.most_s for call in kind.under_way)
+        if not kind.is_said:
+            kind.is_said = True
+            log.error(
+                f"{kind.name} is not called: too many calls of it have not returned",
+                job_type=kind.job_type,
+                job=next(iter(kind.waiting)).job_id,
+                calls=calls,
+            )
+        for call in list(kind.waiting):
+            self.withdraw(call, f"{calls} calls of it hang, each for more than {longest_s:g} s")
+
+    def _begin(self, call: HookCall) -> None:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if done.done():
-                return
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-                done.exception()  # whoever called it may be gone
 
         def run() -> None:
             error: BaseException | None = None
             try:
-                call()
+                call.run()
             except BaseException as raised:  # noqa: BLE001  # a hook may raise anything, SystemExit too
                 error = raised
-            if isinstance(error, StopIteration):  # which no future takes
-                error = RuntimeError(repr(error))
             with suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
-                loop.call_soon_threadsafe(settle, error)
+                loop.call_soon_threadsafe(self._end, call, error)
 
-        self._calls[done] = False
-        done.add_done_callback(lambda _done: self._calls.pop(done, None))
+        call.begun_s, call.is_new = monotonic_s(), True
+        call.kind.under_way[call] = None
+        call.timers = [
+            loop.call_later(_NEW_S, self._grow_old, call),
+            loop.call_later(call.most_s, self._be_late, call),
+        ]
         self._threads.run(run)
-        return done
 
-    @staticmethod
-    def _say_full(kind: _Kind, job: "MonitorJob", name: str) -> None:
-        if not kind.is_said:
-            kind.is_said = True
-            log.error(
-                f"{name} is not called: too many calls of it have not returned",
-                job_type=type(job).__name__,
-                job=job.id,
-                calls=kind.slow,
-            )
+    def _grow_old(self, call: HookCall) -> None:
+        call.is_new = False
+        self._see_to(call.kind)
+
+    def _be_late(self, call: HookCall) -> None:
+        call.is_late = True
+        log.warning(_MESSAGES[call.kind.name], job=call.job_id, hook=call.kind.name, seconds=call.most_s)
+        self._see_to(call.kind)
+
+    def _end(self, call: HookCall, error: BaseException | None) -> None:
+        for timer in call.timers:
+            timer.cancel()
+        del call.kind.under_way[call]
+        call.ended.set_result(error)
+        self._see_to(call.kind)
 
     async def close(self) -> None:
-        """Start no more; wait for those under way for a moment, and for those given up not at all."""
-        waited_for = [done for done, is_given_up in self._calls.items() if not is_given_up]
-        if waited_for:
-            await asyncio.wait(waited_for, timeout=_CLOSE_S)
+        """Begin no more; wait for those under way for a moment, and for those that hang not at all."""
+        under_way: list[asyncio.Future[BaseException | None]] = []
+        for kind in self._kinds.values():
+            for call in list(kind.waiting):
+                self.withdraw(call, "its runner was stopped")
+            under_way += [call.ended for call in kind.under_way if not call.is_late]
+        if under_way:
+            await asyncio.wait(under_way, timeout=_CLOSE_S)
         self._threads.close()

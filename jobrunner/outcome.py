@@ -75,12 +75,16 @@ class Ending:
     last: Observation | Verdict
     waited: Shown | None = None
     """What was shown last before a start timeout."""
+    uncleaned: str | None = None
+    """Why the job's own `on_kill` was not called, where it should have been."""
     is_plain: bool = False
     """Whether to leave out all that the outside said, where the database refuses that."""
 
     def judged(self, row: RowMapping) -> End:
         """Return how the job ends, by what its row says of a cancellation."""
         end = self._judged(row)
+        if self.uncleaned is not None:
+            end = end._replace(message=f"{end.message}; {self.uncleaned}")
         return _plain(end) if self.is_plain else end
 
     def _judged(self, row: RowMapping) -> End:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from jobrunner.backends.base import Observation
 from jobrunner.clock import monotonic_s
 from jobrunner.due_queue import Due
+from jobrunner.hooks import HookCall
 from jobrunner.statements import Attempt, Claim
 from jobrunner.states import JobState
 
@@ -135,7 +136,7 @@ class Judgement:
     latest: tuple[Attempt, Observation] | None = None
     """The one that is to be judged next: of several, the latest alone."""
     is_under_way: bool = False
-    call: asyncio.Task[None] | None = None
+    call: HookCall | None = None
     """The call of its `judge`: there is one at a time, though nobody waits for it any more."""
 
 
@@ -157,8 +158,10 @@ class OwnedJob(OwnedRow):
     taken_s: float
     """When this runner came to own it."""
     is_called_back: bool = False
-    on_kill: asyncio.Task[None] | None = None
+    on_kill: HookCall | None = None
     """The call of its `on_kill`: there is one, whatever happens to the attempts."""
+    uncleaned: str | None = None
+    """Why its `on_kill` was not called though it was killed: the message of its end says so."""
     judgement: "Judgement | None" = None
     """Of an observation, where the class has a `judge` of its own and may take its time for it."""
     deadline_s: float = math.inf

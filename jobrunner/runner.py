@@ -71,7 +71,8 @@ class Runner:
         self._stopping = asyncio.Event()
         self._threads = DatabaseThreads(database.settings)
         self._hooks = Hooks()
-        self._callbacks_database: Database | None = None
+        self._callbacks_database = Database(database.settings)
+        """Its own connections: a callback that hangs keeps one."""
         self._answers = Answers(self, self._hooks)
         self._ends = Ends(self)
         self._crashes = Crashes(self)
@@ -100,8 +101,7 @@ class Runner:
         await asyncio.to_thread(self.beats.stop)
         await asyncio.to_thread(self._threads.close)
         await self._hooks.close()
-        if self._callbacks_database is not None:
-            self._callbacks_database.dispose()
+        self._callbacks_database.dispose()
 
     async def stop(self, reason: str = "released: its runner was stopped") -> None:
         """Begin nothing any more, end what is under way, and give all jobs back."""
@@ -345,19 +345,24 @@ class Runner:
     # --- what its parts need ---------------------------------------------------------------------
 
     def _call_back(self, jobs: list[OwnedRow]) -> None:
+        if self.is_stopping:
+            return
         for owned in jobs:
             if not isinstance(owned, OwnedJob) or owned.job is None:
                 continue
             if not (owned.over or owned.is_called_back):  # one that is slow misses a beat
                 owned.is_called_back = True  # at once: the next beat may come before the call begins
-                self.spawn(self._call_back_one(owned, owned.job))
+                call = partial(self._call_back_one, owned, owned.job)
+                ended = self._hooks.call(owned.job, "heartbeat_callback", call, _CALLBACK_S).ended
+                ended.add_done_callback(partial(self._on_called_back, owned))
 
-    async def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
-        if self._callbacks_database is None:  # its own connections: a callback that hangs keeps one
-            self._callbacks_database = Database(self.database.settings)
-        call = partial(call_back, job, self._callbacks_database, self.seldom)
-        error = await self._hooks.call(job, "heartbeat_callback", call, _CALLBACK_S)
+    def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
+        if not owned.over:  # else it has ended while this waited for its turn
+            call_back(job, self._callbacks_database, self.seldom)
+
+    def _on_called_back(self, owned: OwnedJob, ended: asyncio.Future[BaseException | None]) -> None:
         owned.is_called_back = False
+        error = ended.result()
         if error is not None:
             self.seldom.error(
                 log,

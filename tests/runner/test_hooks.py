@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from jobrunner.settings import configure
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryMonitorJob, Plan, use_backend
 from tests.helpers import an_owner, row_of
-from tests.runner.support import a_job, a_runner, an_outside, soon, start, take_over, within
+from tests.runner.support import a_job, a_runner, an_outside, in_loop, soon, start, take_over, within
 from tests.runner.test_cancelling import cleaning
 from tests.runner.test_runner import watched
 
@@ -198,8 +199,8 @@ def test_whatever_a_hook_raises_ends_no_job_and_is_told(
 def test_hooks_that_hang_take_a_bounded_number_of_threads(
     go: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hooks_module, "_QUICK_S", 0.01)
-    monkeypatch.setattr(hooks_module, "_SLOW_MOST", 10)
+    monkeypatch.setattr(hooks_module, "_NEW_S", 0.01)
+    monkeypatch.setattr(hooks_module, "_MOST", 18)
     calls: list[int] = []
 
     def hang(number: int) -> None:
@@ -208,24 +209,147 @@ def test_hooks_that_hang_take_a_bounded_number_of_threads(
 
     async def main() -> None:
         hooks, job = Hooks(), a_job(name="one of many")
-        most = 10 + hooks_module._AT_ONCE
         begun = [
-            asyncio.create_task(hooks.call(job, "on_kill", lambda number=number: hang(number), 0.05))  # type: ignore[misc]
+            hooks.call(job, "on_kill", lambda number=number: hang(number), 0.05)  # type: ignore[misc]
             for number in range(100)
         ]
-        await soon(lambda: sum(task.done() for task in begun) >= 100 - most)
-        assert len(calls) <= most
+        await soon(lambda: sum(call.why_not is not None for call in begun) == 100 - 18)
+        assert len(calls) == 18
+        assert "18 calls of it hang, each for more than 0.05 s" in {call.why_not for call in begun}
         others = [thread for thread in threading.enumerate() if thread.name == "jobrunner-hook"]
-        assert len(others) <= most
+        assert len(others) <= 18
         assert all(thread.daemon for thread in others)
         go.set()
-        await asyncio.gather(*begun)
-        assert await hooks.call(job, "on_kill", lambda: calls.append(-1), 5.0) is None
+        await asyncio.gather(*(call.ended for call in begun))
+        last = hooks.call(job, "on_kill", lambda: calls.append(-1), 5.0)
+        assert await last.ended is None
         await hooks.close()
 
     asyncio.run(main())
     assert calls[-1] == -1, "once they have returned, it is called again"
     assert caplog.text.count("on_kill is not called: too many calls of it have not returned") == 1
+
+
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let so many calls of one hook of one class be under way."""
+    monkeypatch.setattr(hooks_module, "_NEW_S", 0.01)
+    monkeypatch.setattr(hooks_module, "_MOST", 4)
+    return 4
+
+
+def wait_for(go: threading.Event) -> None:
+    go.wait(60)
+
+
+@in_loop
+async def test_calls_wait_for_their_turn_while_others_are_slow(few_places: int) -> None:
+    hooks, job = Hooks(), a_job(name="one of many")
+    called: list[int] = []
+
+    def be_slow(number: int) -> None:
+        called.append(number)
+        time.sleep(0.1)
+
+    calls = [hooks.call(job, "judge", partial(be_slow, number), 60.0) for number in range(5 * few_places)]
+    await asyncio.gather(*(call.ended for call in calls))
+    assert called == list(range(5 * few_places))
+    assert {call.why_not for call in calls} == {None}
+    await hooks.close()
+
+
+@in_loop
+async def test_calls_that_hang_leave_their_places_to_nobody_but_the_others_go_on(
+    few_places: int, go: threading.Event
+) -> None:
+    hooks, job = Hooks(), a_job()
+    called: list[int] = []
+    for _ in range(few_places - 1):
+        hooks.call(job, "judge", partial(wait_for, go), 0.05)
+    calls = [hooks.call(job, "judge", partial(called.append, number), 0.05) for number in range(50)]
+    await asyncio.gather(*(call.ended for call in calls))
+    assert called == list(range(50))
+    go.set()
+    await hooks.close()
+
+
+@in_loop
+async def test_a_call_that_waits_can_be_withdrawn_and_one_that_has_begun_cannot(
+    few_places: int, go: threading.Event
+) -> None:
+    hooks, job = Hooks(), a_job()
+    called: list[int] = []
+    begun = [hooks.call(job, "judge", partial(wait_for, go), 60.0) for _ in range(few_places)]
+    waiting = hooks.call(job, "judge", partial(called.append, 1), 60.0)
+    await soon(lambda: all(call.begun_s is not None for call in begun))
+    for call in (*begun, waiting):
+        hooks.withdraw(call, "it is no longer wanted")
+    assert await waiting.ended is None
+    assert [call.why_not for call in (*begun, waiting)] == [None] * few_places + ["it is no longer wanted"]
+    go.set()
+    await asyncio.gather(*(call.ended for call in begun))
+    await hooks.close()
+    assert called == []
+
+
+@in_loop
+async def test_in_a_mass_kill_each_on_kill_is_called(sqlite_database: Database, few_places: int) -> None:
+    called: list[int] = []
+
+    def be_slow(self: MemoryMonitorJob) -> None:
+        called.append(self.id)
+        time.sleep(0.1)
+
+    slow_class = a_class(on_kill=be_slow)
+    with use_backend(an_outside()):
+        async with a_runner(sqlite_database) as runner:
+            ends = [start(runner, slow_class(**QUICK)) for _ in range(5 * few_places)]
+            await soon(lambda: all(owned.is_watched for owned in runner.jobs.values()))
+            with sqlite_database.write() as connection:
+                connection.exec_driver_sql("UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP")
+            assert {await within(end) for end in ends} == {JobState.KILLED}
+    assert len(called) == len(set(called)) == 5 * few_places
+
+
+@in_loop
+async def test_an_on_kill_whose_turn_does_not_come_is_named_in_the_message_of_the_end(
+    sqlite_database: Database, few_places: int, go: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    hanging_class = hanging(go, "on_kill")
+    with use_backend(an_outside()):
+        async with Runner(sqlite_database, an_owner(), on_kill_s=1.0) as runner:
+            jobs = [hanging_class(**QUICK) for _ in range(few_places + 2)]
+            ends = [start(runner, job) for job in jobs]
+            await soon(lambda: all(owned.is_watched for owned in runner.jobs.values()))
+            with sqlite_database.write() as connection:
+                connection.exec_driver_sql("UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP")
+            assert {await within(end) for end in ends} == {JobState.KILLED}
+    messages = [row_of(sqlite_database, job.id)["message"] for job in jobs]
+    assert sum("its on_kill was not called: 4 " in message for message in messages) == 2
+    assert len(hanging_class.calls) == few_places  # type: ignore[attr-defined]
+    assert "on_kill was not called" in caplog.text
+
+
+@in_loop
+async def test_a_runner_that_stops_calls_no_on_kill_that_still_waits(
+    sqlite_database: Database, few_places: int, go: threading.Event
+) -> None:
+    hanging_class = hanging(go, "on_kill")
+    calls: list[str] = hanging_class.calls  # type: ignore[attr-defined]
+    with use_backend(an_outside()):
+        async with a_runner(sqlite_database) as runner:
+            jobs = [hanging_class(**QUICK) for _ in range(few_places + 1)]
+            for job in jobs:
+                start(runner, job)
+            await soon(lambda: all(owned.is_watched for owned in runner.jobs.values()))
+            with sqlite_database.write() as connection:
+                connection.exec_driver_sql("UPDATE job SET kill_requested_at = CURRENT_TIMESTAMP")
+            await soon(lambda: len(calls) == few_places)
+            await soon(lambda: sum(owned.on_kill is not None for owned in runner.jobs.values()) == len(jobs))
+            await runner.stop()
+            go.set()
+    assert len(calls) == few_places
+    assert {row_of(sqlite_database, job.id)["state"] for job in jobs} == {JobState.QUEUED}
 
 
 @pytest.mark.parametrize("hook", ["heartbeat_callback", "on_kill"])

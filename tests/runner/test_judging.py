@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -184,3 +185,101 @@ async def test_observations_are_judged_in_their_order(sqlite_database: Database)
         _judge.pop()
     assert judged.count(Phase.SUCCEEDED) == 1
     assert judged[-1] is Phase.SUCCEEDED
+
+
+# --- many at once ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let so many calls of one hook of one class be under way."""
+    monkeypatch.setattr("jobrunner.hooks._NEW_S", 0.01)
+    monkeypatch.setattr("jobrunner.hooks._MOST", 4)
+    return 4
+
+
+@in_loop
+async def test_successes_that_come_together_wait_until_a_slow_judge_has_time_for_each(
+    sqlite_database: Database, few_places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobrunner.judges._LOOK_S", 0.05)
+    monkeypatch.setattr("jobrunner.judges._JUDGE_S", 2.0)
+    judged: list[int] = []
+
+    def judge(observation: Observation) -> Observation:
+        if observation.phase.is_final:
+            judged.append(1)
+            time.sleep(0.3)
+        return observation
+
+    _judge.append(judge)
+    outside, count = an_outside(), 12 * few_places  # which takes longer than one call of it may
+    try:
+        with use_backend(outside):
+            async with a_runner(sqlite_database) as runner:
+                ends = [start(runner, JudgedJob(heartrate=0.5, poll_interval=0.1)) for _ in range(count)]
+                await soon(lambda: all(owned.is_watched for owned in runner.jobs.values()))
+                for external_id in list(outside.jobs):
+                    outside.succeed(external_id)
+                assert {await within(end) for end in ends} == {JobState.SUCCESS}
+                assert len(runner._answers._judges._cases) == 0
+    finally:
+        _judge.pop()
+    assert len(judged) == count, "each was judged once"
+
+
+@in_loop
+async def test_where_every_call_of_a_judge_hangs_the_others_end_with_a_word(
+    sqlite_database: Database,
+    hanging: threading.Event,
+    few_places: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("jobrunner.judges._LOOK_S", 0.05)
+    monkeypatch.setattr("jobrunner.judges._JUDGE_S", 1.0)
+    with use_backend(an_outside(Plan(run_for_s=0.0, message="42 rows"))):
+        async with a_runner(sqlite_database) as runner:
+            jobs = [JudgedJob(heartrate=0.5, poll_interval=0.05) for _ in range(few_places + 3)]
+            ends = [start(runner, job) for job in jobs]
+            assert {await within(end) for end in ends} == {JobState.FAILED}
+            other = a_job()
+            assert await within(start(runner, other)) is JobState.SUCCESS
+    messages = [row_of(sqlite_database, job.id)["message"] for job in jobs]
+    assert sum("it has not returned; the work itself had succeeded" in message for message in messages) == 4
+    refused = "it was not called: 4 calls of it hang, each for more than 1 s"
+    assert sum(refused in message for message in messages) == 3
+    assert caplog.text.count("judge is not called: too many calls of it have not returned") == 1
+
+
+@in_loop
+async def test_a_kill_does_not_wait_until_it_is_its_jobs_turn_to_be_judged(
+    sqlite_database: Database, hanging: threading.Event, few_places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobrunner.judges._LOOK_S", 0.05)
+    monkeypatch.setattr("jobrunner.judges._WANTED_S", 0.2)
+    with use_backend(an_outside(Plan())):
+        async with a_runner(sqlite_database) as runner:
+            jobs = [JudgedJob(heartrate=0.3, poll_interval=0.05) for _ in range(few_places + 1)]
+            ends = [start(runner, job) for job in jobs]
+            await soon(lambda: len(runner._answers._judges._cases) == few_places + 1)
+            for job in jobs:
+                await asyncio.to_thread(job.request_kill)
+            assert {await within(end) for end in ends} == {JobState.KILLED}
+    messages = [row_of(sqlite_database, job.id)["message"] for job in jobs]
+    assert sum("it was not called: 4 other calls of it were under way" in message for message in messages)
+
+
+@in_loop
+async def test_a_job_that_was_lost_while_its_judgement_waited_is_forgotten(
+    sqlite_database: Database, hanging: threading.Event, few_places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobrunner.judges._LOOK_S", 0.05)
+    with use_backend(an_outside(Plan())):
+        async with a_runner(sqlite_database) as runner:
+            for _ in range(few_places + 1):
+                start(runner, JudgedJob(heartrate=0.3, poll_interval=0.05))
+            await soon(lambda: len(runner._answers._judges._cases) == few_places + 1)
+            for owned in list(runner.jobs.values()):
+                runner.drop(owned, "it was taken over")
+            await soon(lambda: not runner._answers._judges._cases)
