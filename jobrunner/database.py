@@ -24,14 +24,14 @@ from jobrunner.postgres_session import Opener, is_closed
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
 from jobrunner.sqltypes import json_or_text
-from jobrunner.transaction_limit import LIMIT_OPTION, limit_transactions
+from jobrunner.transaction_limit import LIMIT_OPTION, Limit, limited, renew_after_limit
 
 SCHEMA_VERSION = "0005"
 """The newest migration of this version; a test holds it against the migrations themselves."""
 
 _MIN_SQLITE = (3, 35, 0)  # RETURNING
-_HOOK_PART = 1 / 3
-"""Of the time for which others wait for SQLite's writer, what the transaction of a hook may take."""
+_SESSION_PART = 1 / 3
+"""Of the time for which others wait for SQLite's writer, what a transaction of others' code may keep it."""
 
 
 class Base(DeclarativeBase):
@@ -53,9 +53,11 @@ class Database:
 
     `read` and `write` give a connection for a moment; `held` one to keep, for beats. On PostgreSQL
     each statement is its own transaction; on SQLite `write` is an IMMEDIATE one.
+
+    `has_bounded_pool`: False lets there be as many connections as are wanted at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, has_bounded_pool: bool = True) -> None:
         self.settings = settings
         place = settings.database
         self.url = place.to_sqlalchemy()
@@ -63,10 +65,12 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.shown_url = place.shown
         self.engine = (
-            _sqlite_engine(self.url, settings)
+            _sqlite_engine(self.url, settings, has_bounded_pool=has_bounded_pool)
             if self.is_sqlite
-            else _postgres_engine(self.url, settings, self.shown_url)
+            else _postgres_engine(self.url, settings, self.shown_url, has_bounded_pool=has_bounded_pool)
         )
+        self._limited = limited(self.engine)
+        renew_after_limit(self.engine)
         self._listen_for_errors()
         self._autocommit = self.engine.execution_options(
             **({"jobrunner_begin": ""} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
@@ -118,14 +122,18 @@ class Database:
                 raise
             return connection
 
-    def session(self) -> Session:
-        """Return an ORM session for a hook.
+    def session(self, limit: Limit | None = None) -> Session:
+        """Return an ORM session for others' code.
 
-        On SQLite its transactions are IMMEDIATE, and end after a part of the time for which others wait.
+        On SQLite its transactions are IMMEDIATE from their first write on; what they read before stands
+        alone. `limit`: what they may hold; by default, on SQLite, the writer for a part of the time for which
+        others wait.
         """
-        limit_s = self.settings.sqlite_busy_timeout_s * _HOOK_PART
-        engine = self.engine.execution_options(**{LIMIT_OPTION: limit_s}) if self.is_sqlite else self.engine
-        return Session(engine, expire_on_commit=False)
+        if limit is None and self.is_sqlite:
+            limit = Limit(write_s=self.settings.sqlite_busy_timeout_s * _SESSION_PART)
+        if limit is None:
+            return Session(self.engine, expire_on_commit=False)
+        return Session(self._limited.execution_options(**{LIMIT_OPTION: limit}), expire_on_commit=False)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -159,7 +167,7 @@ _any_text = partial(str, encoding="utf-8", errors="backslashreplace")
 """Reads a text of SQLite: one that is no UTF-8 must not make every list an error."""
 
 
-def _sqlite_engine(url: URL, settings: Settings) -> Engine:
+def _sqlite_engine(url: URL, settings: Settings, *, has_bounded_pool: bool) -> Engine:
     if sqlite3.sqlite_version_info < _MIN_SQLITE:
         raise SettingsError(f"SQLite {sqlite3.sqlite_version} is too old: jobrunner needs 3.35 or newer.")
     path = Path(url.database or "")
@@ -177,7 +185,10 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
         )
     prepare_sqlite_file(path, is_ours=settings.is_embedded)
     engine = create_engine(
-        url, connect_args={"timeout": settings.sqlite_busy_timeout_s}, json_deserializer=json_or_text
+        url,
+        connect_args={"timeout": settings.sqlite_busy_timeout_s},
+        json_deserializer=json_or_text,
+        max_overflow=10 if has_bounded_pool else -1,
     )
 
     @event.listens_for(engine, "connect")
@@ -194,18 +205,17 @@ def _sqlite_engine(url: URL, settings: Settings) -> Engine:
         if begin:
             connection.exec_driver_sql(begin)
 
-    limit_transactions(engine)
     return engine
 
 
-def _postgres_engine(url: URL, settings: Settings, shown_url: str) -> Engine:
+def _postgres_engine(url: URL, settings: Settings, shown_url: str, *, has_bounded_pool: bool) -> Engine:
     opener = Opener(settings, shown_url)
     try:
         engine = create_engine(
             url,
             json_deserializer=json_or_text,
             pool_size=5,
-            max_overflow=10,
+            max_overflow=10 if has_bounded_pool else -1,
             pool_timeout=settings.connect_timeout_s,
         )
     except (ModuleNotFoundError, NoSuchModuleError) as error:

@@ -50,11 +50,11 @@ class _Watchdog:
                 for connection in late:
                     self._calls.pop(connection, None)
             for connection in late:
-                _shut(connection)
+                shut(connection)
             threading.Event().wait(_LOOK_S)
 
 
-def _shut(connection: Any) -> None:
+def shut(connection: Any) -> None:
     """End the connection under its user, who gets an error; the descriptor stays his to close."""
     # The connection may have ended, or been closed, by itself in this very moment.
     with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:

@@ -23,6 +23,7 @@ from jobrunner.database_threads import DatabaseThreads
 from jobrunner.ends import Ends
 from jobrunner.errors import ClaimLost, DatabaseError, SettingsError
 from jobrunner.heartbeat import lost_because, warn_of_skew
+from jobrunner.hook_sessions import HookSessions
 from jobrunner.hooks import Hooks
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
@@ -71,8 +72,7 @@ class Runner:
         self._stopping = asyncio.Event()
         self._threads = DatabaseThreads(database.settings)
         self._hooks = Hooks()
-        self._callbacks_database = Database(database.settings)
-        """Its own connections: a callback that hangs keeps one."""
+        self._hook_sessions = HookSessions(database.settings)
         self._answers = Answers(self, self._hooks)
         self._ends = Ends(self)
         self._crashes = Crashes(self)
@@ -101,7 +101,7 @@ class Runner:
         await asyncio.to_thread(self.beats.stop)
         await asyncio.to_thread(self._threads.close)
         await self._hooks.close()
-        self._callbacks_database.dispose()
+        self._hook_sessions.close()
 
     async def stop(self, reason: str = "released: its runner was stopped") -> None:
         """Begin nothing any more, end what is under way, and give all jobs back."""
@@ -358,7 +358,7 @@ class Runner:
 
     def _call_back_one(self, owned: OwnedJob, job: "MonitorJob") -> None:
         if not owned.over:  # else it has ended while this waited for its turn
-            call_back(job, self._callbacks_database, self.seldom)
+            call_back(job, self._hook_sessions, self.seldom)
 
     def _on_called_back(self, owned: OwnedJob, ended: asyncio.Future[BaseException | None]) -> None:
         owned.is_called_back = False

@@ -320,7 +320,7 @@ class BaseJob(Base):
             set_committed_value(self, "latest_heartbeat", beaten.latest_heartbeat)
         own.obey(self, kill_requested=beaten is not None and beaten.kill_requested)
         if beaten is not None and has_callback(self):
-            call_back(self, own.database, own.seldom)
+            call_back(self, own.hook_sessions, own.seldom)
 
     @property
     def is_fenced(self) -> bool:

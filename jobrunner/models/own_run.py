@@ -24,6 +24,7 @@ from jobrunner.errors import (
 )
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer, lost_because, warn_of_skew
 from jobrunner.hints import Hints
+from jobrunner.hook_sessions import HookSessions
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.models.attendant import Attendant, beating_on
@@ -79,6 +80,7 @@ class OwnRun:
         self.see_off: Callable[[], str] | None = None
         """Ends what the code has started, where the process is the job's alone; returns what is left."""
         self.database = database
+        self.hook_sessions = HookSessions(database.settings, database)
         self._pacer = Pacer(heartrate)
         self._beater = Beater(database, claim.runner_id, heartrate)
         self._hints = Hints(database)
@@ -313,10 +315,15 @@ def has_on_kill(job: "BaseJob") -> bool:
     return type(job).on_kill is not BaseJob.on_kill
 
 
-def call_back(job: "BaseJob", database: Database, seldom: Seldom) -> None:
-    """Call `heartbeat_callback` with a session; what the database refuses it is logged and forgiven."""
+def call_back(job: "BaseJob", sessions: HookSessions, seldom: Seldom) -> None:
+    """Call `heartbeat_callback` with a session; what the database refuses it is logged and forgiven.
+
+    It is not called while its class rests: see `HookSessions`.
+    """
+    if sessions.is_resting(job):
+        return
     try:
-        with database.session() as session:
+        with sessions.session(job) as session:
             with ending_copies():  # the session is the job's
                 job.heartbeat_callback(session=session)
             session.commit()

@@ -136,7 +136,59 @@ def test_a_callback_that_hangs_in_a_transaction_keeps_nobody_from_writing(
                 assert row_of(database, writer.id)["dag_id"] is None
 
     asyncio.run(main())
-    assert "a hook kept a transaction open for 2 s" in caplog.text
+    assert "a heartbeat_callback kept what it had written locked for 0.25 s" in caplog.text
+
+
+@in_loop
+async def test_callbacks_that_hang_take_no_session_from_another_class_and_no_kill(
+    database: Database, go: threading.Event
+) -> None:
+    def read_and_hang(self: MemoryMonitorJob, session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        self.hanging.append(self.id)  # type: ignore[attr-defined]
+        go.wait(60)
+
+    def read(self: MemoryMonitorJob, session: Session) -> None:
+        self.answers.append(session.execute(text("SELECT 1")).scalar())  # type: ignore[attr-defined]
+
+    hanging: list[int] = []
+    answers: list[int] = []
+    hanging_class = a_class(heartbeat_callback=read_and_hang, hanging=hanging)
+    good_class = a_class(heartbeat_callback=read, answers=answers)
+    outside = an_outside()
+    with use_backend(outside):
+        async with a_runner(database) as runner:
+            for _ in range(20):
+                start(runner, hanging_class(**QUICK))
+            await soon(lambda: len(hanging) == 20)
+            job = good_class(**QUICK)
+            _, end = await watched(runner, outside, job)
+            await soon(lambda: len(answers) >= 5)
+            await asyncio.to_thread(job.request_kill)
+            assert await within(end) is JobState.KILLED
+            go.set()
+
+
+@in_loop
+async def test_a_callback_that_holds_its_row_refuses_no_kill_of_its_job(
+    database: Database, go: threading.Event
+) -> None:
+    def write_and_hang(self: MemoryMonitorJob, session: Session) -> None:
+        session.execute(text("UPDATE job SET dag_id = 'half done' WHERE id = :id"), {"id": self.id})
+        self.is_hanging.set()  # type: ignore[attr-defined]
+        go.wait(60)
+
+    hanging_class = a_class(heartbeat_callback=write_and_hang, is_hanging=threading.Event())
+    outside = an_outside()
+    with use_backend(outside):
+        async with a_runner(database) as runner:
+            job = hanging_class(heartrate=0.5, poll_interval=0.05)
+            _, end = await watched(runner, outside, job)
+            await soon(hanging_class.is_hanging.is_set)  # type: ignore[attr-defined]
+            await asyncio.to_thread(job.request_kill)
+            assert await within(end) is JobState.KILLED
+            go.set()
+    assert row_of(database, job.id)["dag_id"] is None
 
 
 def test_the_transaction_of_a_hook_that_ends_in_time_is_its_own(sqlite_url: str) -> None:
