@@ -224,6 +224,16 @@ def variable_of(pid: int, name: str) -> str | None:
     return os.fsdecode(rest.partition(b"\0")[0]) if found else None
 
 
+def arguments_of(pid: int) -> list[str]:
+    """Return the command line of a process; empty where it cannot be read."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError):
+        return []
+
+
 def may_signal(pid: int) -> bool:
     """Whether this user may signal the process that has `pid` now; one that is gone needs no signal."""
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, RowMapping
 
-from jobrunner import identity, statements, worklist
+from jobrunner import identity, record_places, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, UsageError
@@ -256,10 +256,10 @@ def _sighting(row: RowMapping) -> Sighting:
     return Sighting(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"])
 
 
-def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
+def check_servable(job: "MonitorJob", row: Mapping[Any, Any] | None = None) -> None:
     """Refuse, before it is claimed, a job that this process cannot serve.
 
-    `host_id`: the host that its work is bound to. Raises `SettingsError` where its connection is not
+    `row`: where it stands; None: it is not there yet. Raises `SettingsError` where its connection is not
     configured here, `UsageError` where only another host or user can see its process.
     """
     get_settings().connection(job.connection, job.backend_kind)
@@ -272,16 +272,24 @@ def check_servable(job: "MonitorJob", host_id: str | None = None) -> None:
             f"Job {job.id} belongs to the user {user}, and only that user can read its records and signal "
             f"its process: run this command as {user}."
         )
-    if not identity.can_serve(host_id, job.external_id):
+    if row is None:
+        return
+    if not identity.can_serve(row["host_id"], row["external_id"]):
         raise UsageError(
             f"Job {job.id} runs on {job.hostname}, and only there can its process be seen: "
             f"run `jobrunner attach {job.id}` on that host."
+        )
+    why = record_places.why_unseen(row)
+    if why is not None:
+        raise UsageError(
+            f"Job {job.id} cannot be taken over: {why}. "
+            f"Run `jobrunner attach {job.id}` where that directory is mounted."
         )
 
 
 def claim(connection: Connection, row: RowMapping, owner: Owner, orphan: Sighting | None) -> Claim | None:
     """Claim a job that is there to be claimed: queued, or an orphan as it was sighted; else None."""
-    if not identity.can_serve(row["host_id"], row["external_id"]):
+    if not identity.can_serve(row["host_id"], row["external_id"]) or record_places.why_unseen(row):
         return None
     if orphan is not None:
         return statements.adopt(connection, orphan, owner, row["host_id"])
@@ -289,14 +297,36 @@ def claim(connection: Connection, row: RowMapping, owner: Owner, orphan: Sightin
 
 
 def lose_with_its_host(connection: Connection, row: RowMapping, orphan: Sighting) -> bool:
-    """End as `lost` an orphan whose work only its own host can see, silent for `host_grace_s` by now."""
-    if identity.can_serve(row["host_id"], row["external_id"]):
+    """End as `lost` an orphan whose work cannot be seen from here, silent for `host_grace_s` by now."""
+    is_here = identity.can_serve(row["host_id"], row["external_id"])
+    unseen = record_places.why_unseen(row) if is_here else None
+    if is_here and unseen is None:
         return False
     silent_s = (statements.now(connection) - row["latest_heartbeat"]).total_seconds()
     if silent_s < get_settings().host_grace_s:
         return False
-    why = f"its host {row['hostname']} has been silent for {silent_s / 3600:.1f} h"
-    return statements.lose(connection, orphan, identity.who(), why)
+    if unseen is not None:
+        from jobrunner.backends.process.tree import carried  # here: it is hardly ever asked
+
+        if carried([record_places.record_of(row)]):
+            return False
+    return statements.lose(connection, orphan, identity.who(), why_given_up(row, silent_s, unseen))
+
+
+def why_given_up(row: RowMapping, silent_s: float | None, unseen: str | None) -> str:
+    """Return the message of an orphan that whoever sees its work has left silent for `host_grace_s`.
+
+    `silent_s`: for how long; None: its last beat cannot be read. `unseen`: why its records cannot be seen
+    from here; None: its work is on another host.
+    """
+    silent = (
+        "has left no beat that can be read"
+        if silent_s is None
+        else f"has been silent for {silent_s / 3600:.1f} h"
+    )
+    if unseen is None:
+        return f"its host {row['hostname']} {silent}"
+    return f"{unseen}; its runner {silent}, and no process of it lives here"
 
 
 def why_lost(row: RowMapping, *, is_worker: bool) -> str:

@@ -113,6 +113,23 @@ def _claimable(
     return [job.c.state == JobState.QUEUED, may_claim(owner, *host_ids), *none_of(conn, without)]
 
 
+def bound(conn: Connection, host_ids: Collection[str], uid: int, most: int) -> list[RowMapping]:
+    """Return queued jobs whose work has begun on one of these hosts for this user, oldest first.
+
+    As far as one has to know them to tell whether their records can be seen.
+    """
+    job, _ = tables()
+    columns = (job.c.id, job.c.job_type, job.c.connection, job.c.host_id)
+    place = (job.c.external_id, job.c.submit_token, job.c.submit_started_at, job.c.submit_baseline)
+    statement = select(*columns, *place).where(
+        job.c.state == JobState.QUEUED,
+        job.c.host_id.in_(host_ids),
+        or_(job.c.host_uid.is_(None), job.c.host_uid == uid),
+        or_(job.c.external_id.is_not(None), job.c.submit_started_at.is_not(None)),
+    )
+    return list(conn.execute(statement.order_by(job.c.id).limit(most)).mappings())
+
+
 def candidates(
     conn: Connection,
     job_type: str,
@@ -266,7 +283,8 @@ def silent(conn: Connection, judgeable: Judgeable, after: int, most: int) -> Sil
     columns = (
         *(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate),
         *(job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
-        job.c.host_uid,
+        *(job.c.host_uid, job.c.external_id, job.c.submit_token),
+        *(job.c.submit_started_at, job.c.submit_baseline),
     )
     age, of_worker = age_s(job.c.latest_heartbeat).label("age_s"), is_worker(conn).label("is_worker")
     statement = select(*columns, age, of_worker)

@@ -108,13 +108,14 @@ def list_(
 
 
 def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
-    """Return for queued jobs that no worker takes why that is, by id."""
+    """Return for queued and silent jobs that no worker takes why that is, by id."""
     from jobrunner import statements, worklist
     from jobrunner.cli import spelling
     from jobrunner.database import get_database
 
     queued = [row for row in rows if row["state"] == JobState.QUEUED]
-    if not queued:
+    silent = [row for row in rows if row["state"] == JobState.RUNNING and not row["alive"]]
+    if not queued and not silent:
         return {}
     database = get_database()
     with database.read() as connection:
@@ -128,7 +129,7 @@ def _why_waiting(rows: Sequence[Mapping[Any, Any]]) -> dict[int, str]:
             is_special=worklist.is_special(row),
         )
         for row in queued
-    }
+    } | {row["id"]: spelling.why_left_alone(row["id"], workers) for row in silent}
     return {job_id: why for job_id, why in found.items() if why is not None}
 
 
@@ -199,7 +200,7 @@ def show(job_id: int, *, as_json: bool) -> None:
         return
     _say_job(row, events, children)
     for why in _why_waiting([row]).values():
-        word(f"job {job_id} is queued: {why}.")
+        word(f"job {job_id} is {'queued' if row['state'] == JobState.QUEUED else 'silent'}: {why}.")
     _warn_of_released([row])
 
 

@@ -87,6 +87,17 @@ def why_waiting(
     return "; ".join(f"{_who_does_not(ids)} take it: {why}" for why, ids in refusals.items())
 
 
+def why_left_alone(job_id: int, workers: Sequence[Mapping[Any, Any]]) -> str | None:
+    """Return why workers on the host of a silent job leave it alone; None where none says that it does."""
+    refusals: dict[str, list[int]] = {}
+    for worker in workers:
+        told = worker["detail"].get("unseen") if isinstance(worker["detail"], Mapping) else None
+        why = told.get(str(job_id)) if isinstance(told, Mapping) else None
+        if isinstance(why, str):
+            refusals.setdefault(why, []).append(worker["id"])
+    return "; ".join(f"{_who_does_not(ids)} take it: {why}" for why, ids in refusals.items()) or None
+
+
 def _unserved_by(worker: Mapping[Any, Any]) -> Iterator[list[Any]]:
     """Yield what a worker's row says that it does not take, as far as it can be read."""
     detail = worker["detail"]

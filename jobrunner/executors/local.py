@@ -212,7 +212,7 @@ class _Watch:
                         act.connection, orphan, identity.who(), why_lost(row, is_worker=False)
                     )
                     return JobState.LOST if is_lost else None
-        check_servable(self.job, row["host_id"])
+        check_servable(self.job, row)
         return row, orphan
 
     async def _adopt(self, row: RowMapping, orphan: Sighting | None) -> Ended | None:

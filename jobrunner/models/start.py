@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from sqlalchemy import Connection, RowMapping
 from sqlalchemy.orm.attributes import set_committed_value
 
-from jobrunner import identity, statements, worklist
+from jobrunner import identity, record_places, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.doubt import WriteOnce
@@ -295,6 +295,11 @@ class Start:
         return self._claimed(connection, row)
 
     def _claimed(self, connection: Connection, row: RowMapping) -> Taken:
+        why = record_places.why_unseen(row)
+        if why is not None:
+            raise UsageError(
+                f"Job {row['id']} cannot be run from here: {why}. Run it where that directory is mounted."
+            )
         host_id = row["host_id"] if identity.can_serve(row["host_id"]) else None
         return self._claimed_by(
             connection,

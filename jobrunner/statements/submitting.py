@@ -130,6 +130,7 @@ def renew_token(
             external_id=null(),
             external_state=null(),
             submit_started_at=null(),
+            submit_baseline=null(),
             cancel_cause=null(),
             cancel_started_at=null(),
         ),
@@ -165,6 +166,7 @@ def resubmit(
             external_id=null(),
             external_state=null(),
             submit_started_at=null(),
+            submit_baseline=null(),
             resubmit=dict(left),
             message=message,
         )

@@ -18,6 +18,7 @@ from jobrunner.worker.serving import Kind, Served, Unserved
 from jobrunner.worker.share import divided
 from jobrunner.worker.taking import Taking
 from jobrunner.worker.telling import Telling
+from jobrunner.worklist import Waiting
 
 log = get_logger(__name__)
 
@@ -25,6 +26,7 @@ _STEPS_MOST = 3_000  # jobs on their way to their submission: each must come to 
 _KINDS_MOST = 20  # types and connections of which jobs are claimed in one round: each is a statement
 _ALONE_MOST = 50  # jobs that are claimed one by one in one round
 _UNREADABLE_MOST = 100
+_BOUND_MOST = 20_000  # jobs of this host whose records one round looks for
 _FIRST_REST_S = 2.0
 
 
@@ -37,12 +39,19 @@ class Claiming:
         self._telling = telling
         self._refused: Resting[int] = Resting()
         """Jobs of which the database refused the claim, for what their rows hold."""
+        self._unseen: dict[int, tuple[Kind, str]] = {}
+        """Jobs of this host whose records cannot be seen from here, and why."""
         self.is_held_back = False
         """Whether more waits than may be on its way now, for connections that do take jobs."""
 
     async def claim(self) -> int:
         """Take some of the queued jobs, and return how many. Raises `DatabaseError`."""
-        served = self._means.serving.of(await self._means.read(worklist.waiting))
+        waiting = await self._means.read(worklist.waiting)
+        self._unseen = await self._unseen_of(waiting)
+        unseen: dict[Kind, list[str]] = {}
+        for kind, why in self._unseen.values():
+            unseen.setdefault(kind, []).append(why)
+        served = self._means.serving.of(waiting, unseen)
         self._telling.unserved = served.unserved
         took, self.is_held_back = 0, False
         if served.unreadable:
@@ -54,6 +63,19 @@ class Claiming:
         if served.coded:
             await self._start_code(served.coded)  # it claims by itself: to look again at once is too early
         return took
+
+    async def _unseen_of(self, waiting: list[Waiting]) -> dict[int, tuple[Kind, str]]:
+        hosts = {each.host_id for each in waiting if isinstance(each.host_id, str)}
+        here = [host for host in hosts if identity.can_serve(host)]
+        if not here:
+            return {}
+        rows = await self._means.read(worklist.bound, here, identity.uid(), _BOUND_MOST)
+        why = await self._means.sight.unseen(rows)
+        return {
+            row["id"]: ((row["job_type"], row["connection"]), why[row["id"]])
+            for row in rows
+            if row["id"] in why
+        }
 
     async def _claim_monitored(self, served: Served) -> int:
         windows = self._taking.windows
@@ -87,7 +109,7 @@ class Claiming:
     async def _claimed(self, kind: Kind, most: int, host_ids: list[str]) -> list[RowMapping]:
         """Claim jobs of one kind: together, and one by one where a row among them spoils that."""
         means, owner = self._means, self._means.runner.owner
-        resting = self._refused.resting()
+        resting = [*self._refused.resting(), *self._unseen]
         try:
             return await means.write(statements.claim_many, owner, [kind], most, host_ids, resting)
         except DatabaseUnavailable:

@@ -127,7 +127,7 @@ class Worker:
         self._telling = Telling(means, self._stop)
         self._taking = Taking(means, self._telling)
         self._claiming = Claiming(means, self._taking, self._telling)
-        self._sweeping = Sweeping(means, self._taking, self._stop)
+        self._sweeping = Sweeping(means, self._taking, self._telling, self._stop)
 
     def stop(self, message: str) -> None:
         """Take nothing more, give the jobs back, and end; the first reason stands."""
@@ -187,6 +187,7 @@ class Worker:
         if todo.has_silent:
             took += await self._guarded("sweep", lambda: self._sweeping.sweep(LOOK_S))
         else:
+            self._telling.unseen = {}
             self._sweeping.restart()
         await self._guarded("look after code", self._code.look)
         await self._guarded("tell", self._telling.tell)

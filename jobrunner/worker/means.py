@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -14,6 +14,7 @@ from jobrunner.runner import Runner
 from jobrunner.statements import Sighting
 from jobrunner.sweeper import acting
 from jobrunner.worker.serving import Serving
+from jobrunner.worker.sight import Sight
 
 _T = TypeVar("_T")
 
@@ -31,6 +32,7 @@ class Means:
     """Monitor jobs that it watches at most."""
     threads: Executor
     """The worker's own: whatever hangs on the event loop's threads must not keep it from looking."""
+    sight: Sight = field(default_factory=Sight)
 
     @property
     def is_fenced(self) -> bool:

@@ -1,6 +1,6 @@
 """What this process can serve: the types that it can load, the connections that it has, its own host."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,11 @@ class Serving:
         self._verdicts: dict[Kind, tuple[float, str | None]] = {}
         self._forget_at_s = 0.0
 
-    def of(self, waiting: Iterable[Waiting]) -> Served:
-        """Tell what of the jobs that wait can be served."""
+    def of(self, waiting: Iterable[Waiting], unseen: Mapping[Kind, Sequence[str]] | None = None) -> Served:
+        """Tell what of the jobs that wait can be served.
+
+        `unseen`: those of this host whose records cannot be seen, by their kind: why, of each.
+        """
         monitored: dict[Kind, int] = {}
         coded: dict[str, None] = {}
         hosts: dict[str, None] = {}
@@ -110,6 +113,11 @@ class Serving:
                 monitored[kind] = monitored.get(kind, 0) + each.count
             else:
                 coded[each.job_type] = None
+        for kind, reasons in (unseen or {}).items():
+            if kind in monitored:
+                unserved[Unserved(*kind, reasons[0], is_of_some=True)] = None
+                monitored[kind] -= len(reasons)
+        monitored = {kind: count for kind, count in monitored.items() if count > 0}
         return Served(monitored, list(coded), list(hosts), list(unserved), unreadable)
 
     def is_monitored(self, job_type: str) -> bool:

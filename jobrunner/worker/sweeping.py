@@ -8,30 +8,34 @@ from functools import partial
 from sqlalchemy import Connection, RowMapping
 
 from jobrunner import identity, statements, worklist
+from jobrunner.bounded import Bounded
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import UsageError
 from jobrunner.logs import get_logger
 from jobrunner.resources import resources_in
 from jobrunner.statements import Owner, Sighting
-from jobrunner.sweeper import StandStill, look_at_silent, why_lost
+from jobrunner.sweeper import SILENT_MOST, StandStill, look_at_silent, why_given_up, why_lost
 from jobrunner.worker.means import Means
 from jobrunner.worker.stopping import Stop
 from jobrunner.worker.taking import Taking
+from jobrunner.worker.telling import Telling
 from jobrunner.worklist import Judgeable
 
 log = get_logger(__name__)
 
 _REST = 20.0  # times what it took to ask for the kinds of silent jobs: so long the answer stands
 _REST_MOST_S = 10.0
+_LIVES_S = 60.0  # for which a look at the processes of a job holds
 _LATE = 1.5  # heartrates, after which a beat of our own is late, and so may be those of others
 
 
 class Sweeping:
     """Finds the orphans among the silent jobs, and sees to those that are ours to judge."""
 
-    def __init__(self, means: Means, taking: Taking, stop: Stop) -> None:
+    def __init__(self, means: Means, taking: Taking, telling: Telling, stop: Stop) -> None:
         self._means = means
         self._taking = taking
+        self._telling = telling
         self._stop = stop
         self._settings = means.runner.database.settings
         self._still = StandStill(self._settings.grace_multiplier)
@@ -40,6 +44,8 @@ class Sweeping:
         """The id behind which the next look begins: where there are too many for one, they take turns."""
         self._judgeable: Judgeable | None = None
         self._judgeable_until_s = 0.0
+        self._lived_s: Bounded[int, float] = Bounded(SILENT_MOST)
+        """When jobs whose records cannot be seen were last seen to have live processes."""
 
     def restart(self) -> None:
         """Count anew for how long each job has stood still: what was seen until now is no proof."""
@@ -64,7 +70,8 @@ class Sweeping:
         before_s, self._looked_s = self._looked_s, monotonic_s()
         looks = ((row, self._still.look(row, took_s, before_s)) for row, took_s in others.values())
         orphans = [(row, seen) for row, seen in looks if seen is not None]
-        to_adopt, to_start, to_lose = self._judged(orphans)
+        unseen = await self._unseen([row for row, _ in orphans])
+        to_adopt, to_start, to_lose = self._judged(orphans, unseen)
         if to_lose and not await self._means.act(to_lose, partial(_lose, why=to_lose)):
             self._still.forget(seen.job_id for seen in to_lose)
         took = 0
@@ -100,8 +107,39 @@ class Sweeping:
         itself = self._means.itself
         return monotonic_s() - itself.good_s <= _LATE * itself.heartrate
 
+    def _is_late(self, row: RowMapping) -> bool:
+        """Whether whoever can see an orphan's work has been silent for too long."""
+        return row["age_s"] is None or row["age_s"] >= self._settings.host_grace_s
+
+    def _is_given_up(self, row: RowMapping) -> bool:
+        """Whether an orphan whose work cannot be seen is lost by now: not while its processes live here."""
+        return self._is_late(row) and not self._has_lived(row["id"])
+
+    def _has_lived(self, job_id: int) -> bool:
+        return monotonic_s() - self._lived_s.get(job_id, -math.inf) <= _LIVES_S
+
+    async def _unseen(self, orphans: list[RowMapping]) -> dict[int, str]:
+        """Return the orphans of this host whose records cannot be seen from here, each with the reason."""
+        ours = [
+            row
+            for row in orphans
+            if row["adoptable"]
+            and row["host_uid"] in {None, identity.uid()}
+            and identity.can_serve(row["host_id"])
+        ]
+        unseen = await self._means.sight.unseen(ours)
+        self._telling.unseen = unseen
+        to_ask = [row for row in ours if row["id"] in unseen and self._is_given_up(row)]
+        for job_id in await self._means.sight.living(to_ask):
+            self._lived_s[job_id] = monotonic_s()
+        for job_id, why in unseen.items():
+            self._means.runner.seldom.warning(
+                log, "a silent job of this host is left alone", about=job_id, job=job_id, why=why
+            )
+        return unseen
+
     def _judged(
-        self, orphans: list[tuple[RowMapping, Sighting]]
+        self, orphans: list[tuple[RowMapping, Sighting]], unseen: Mapping[int, str]
     ) -> tuple[list[tuple[RowMapping, Sighting]], list[Sighting], dict[Sighting, str]]:
         """Tell the orphans to watch, to run again, and to lose, of those that are ours to judge."""
         serving, code = self._means.serving, self._means.code
@@ -111,12 +149,9 @@ class Sweeping:
         for row, seen in orphans:
             if not row["adoptable"]:
                 to_lose[seen] = why_lost(row, is_worker=row["is_worker"])
-            elif not identity.can_serve(row["host_id"]):
-                if row["age_s"] is None:
-                    to_lose[seen] = f"its host {row['hostname']} has left no beat that can be read"
-                elif row["age_s"] >= self._settings.host_grace_s:
-                    silent_h = row["age_s"] / 3600
-                    to_lose[seen] = f"its host {row['hostname']} has been silent for {silent_h:.1f} h"
+            elif row["id"] in unseen or not identity.can_serve(row["host_id"]):
+                if self._is_given_up(row):
+                    to_lose[seen] = why_given_up(row, row["age_s"], unseen.get(row["id"]))
             elif row["host_uid"] not in {None, identity.uid()}:
                 continue  # only that user's workers may
             elif serving.why_not(row["job_type"], row["connection"]) is not None:

@@ -68,6 +68,7 @@ class Taking:
         `DatabaseError`.
         """
         runner, serving = self._means.runner, self._means.serving
+        unseen = await self._means.sight.unseen(rows)
         for number, row in enumerate(rows):
             claim = Claim(row["id"], runner.owner.runner_id, row["claims"])
             why = why_unreadable(row, is_monitored=True)
@@ -76,6 +77,9 @@ class Taking:
                     log, "a job cannot be read: it ends", about=row["id"], job=row["id"], why=why
                 )
                 await self._means.write(statements.end, claim, JobState.FAILED, why)
+                continue
+            if row["id"] in unseen:  # it was released, or its disk vanished, only just now
+                await runner.release(claim, f"released: {unseen[row['id']]}")
                 continue
             try:
                 owned = runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed

@@ -18,6 +18,8 @@ class Telling:
     def __init__(self, means: Means, stop: Stop) -> None:
         self.unserved: list[Unserved] = []
         """What waits and is not served, as far as this round has found."""
+        self.unseen: dict[int, str] = {}
+        """Silent jobs of this host that are left alone, as their records cannot be seen, and why."""
         self._means = means
         self._stop = stop
         self._told: dict[str, Any] = {}
@@ -33,6 +35,8 @@ class Telling:
         }
         if self.unserved:
             found["unserved"] = [each.as_row() for each in self.unserved[:_UNSERVED_MOST]]
+        if self.unseen:
+            found["unseen"] = {str(job_id): why for job_id, why in list(self.unseen.items())[:_UNSERVED_MOST]}
         if self._stop.is_wished:
             found[STOPPING] = True
         message = code.message(jobs)

@@ -321,7 +321,7 @@ def test_the_record_is_where_the_submitter_keeps_its_records_and_is_found_from_a
 ) -> None:
     spec = jobs.sh("true", records_dir=str(tmp_path / "of-whoever-stored-it"))
     place = asyncio.run(jobs.backend.baseline(spec))
-    assert place == str(jobs.records_dir)
+    assert place.endswith(f":{jobs.records_dir}")
     it = jobs.submit(spec, "token")
     assert it == str(jobs.records_dir / "token")
     elsewhere = ProcessBackend(tmp_path / "other-settings")
@@ -517,6 +517,85 @@ def test_an_id_without_a_record_is_gone(jobs: Jobs, tmp_path: Path) -> None:
         assert isinstance(answer, Gone)
         assert not answer.certain
         assert jobs.cancel(str(unknown)) is None
+
+
+VANISHED = pytest.mark.parametrize("what", ["directory", "start"])
+
+
+def vanish(external_id: str, what: str) -> None:
+    """Take a job's record directory away, as somebody who tidies up does, or the oldest file in it."""
+    if what == "directory":
+        Path(external_id).rename(f"{external_id}-moved-away")
+    else:
+        Path(external_id, "start").unlink()
+
+
+def has_message(jobs: Jobs, external_id: str, *words: str) -> Observation:
+    answer = jobs.look(external_id)
+    assert isinstance(answer, Observation)
+    assert all(word in answer.message for word in ("record directory", *words)), answer.message
+    return answer
+
+
+@VANISHED
+def test_a_job_whose_records_are_gone_goes_on_while_its_processes_live(jobs: Jobs, what: str) -> None:
+    it = jobs.submit(jobs.sh("echo $$; sleep 60"))
+    command = alive(int(jobs.until_printed(it)[0]))
+    wrapper_of_it = alive(wrapper_pid(it))
+    vanish(it, what)
+    answer = has_message(jobs, it, "goes on")
+    assert (answer.phase, answer.detail["pid"]) == (Phase.RUNNING, command.pid)
+    os.kill(wrapper_of_it.pid, signal.SIGKILL)
+    until(lambda: wrapper_of_it.standing() == "dead")
+    assert has_message(jobs, it, "goes on").phase is Phase.RUNNING
+    os.kill(command.pid, signal.SIGKILL)
+    gone = until(lambda: a if isinstance(a := jobs.look(it), Gone) else None)
+    assert "none of its processes lives" in gone.reason
+    assert not gone.certain
+
+
+@VANISHED
+def test_a_kill_reaches_a_job_whose_records_are_gone(jobs: Jobs, what: str) -> None:
+    it = jobs.submit(jobs.sh("(setsid sh -c 'sleep 60 & echo $!' &) ; echo $$; sleep 61"))
+    processes = [alive(int(pid)) for pid in jobs.until_printed(it, 2)]
+    neighbour = jobs.submit(jobs.sh("sleep 62"))
+    vanish(it, what)
+    assert jobs.cancel(it) is None
+    assert jobs.end(it, cancelling=True).phase is Phase.CANCELLED
+    until(lambda: all(each.standing() == "dead" for each in processes))
+    alive(record(neighbour)["command"][0])
+
+
+def test_a_stubborn_job_whose_records_are_gone_is_killed_after_the_grace(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobrunner.backends.process.tree.DEFAULT_STOP_GRACE_S", 0.3)
+    it = jobs.submit(jobs.spec(*IGNORES_SIGTERM))
+    jobs.until_printed(it)
+    command = alive(record(it)["command"][0])
+    vanish(it, "directory")
+    ended = jobs.end(it, cancelling=True)
+    assert ended.phase is Phase.CANCELLED
+    assert "its exit code is unknown" in ended.message
+    until(lambda: command.standing() == "dead")
+
+
+def test_an_exit_code_counts_though_the_record_of_the_start_is_gone(jobs: Jobs, tmp_path: Path) -> None:
+    it = jobs.submit(jobs.sh(f"while ! test -e {tmp_path}/go; do sleep 0.05; done; exit 7"))
+    vanish(it, "start")
+    (tmp_path / "go").touch()
+    ended = jobs.end(it)
+    assert (ended.phase, ended.detail["exit_code"]) == (Phase.FAILED, 7)
+
+
+def test_who_does_not_see_the_place_of_a_submission_proves_nothing(jobs: Jobs) -> None:
+    spec = jobs.sh("true")
+    place = asyncio.run(jobs.backend.baseline(spec))
+    jobs.records_dir.rename(jobs.records_dir.with_name("elsewhere"))
+    jobs.records_dir.mkdir()
+    with pytest.raises(BackendError, match=r"cannot be seen from here"):
+        asyncio.run(jobs.backend.find(spec, "token", SINCE, baseline=place))
+    assert not (jobs.records_dir / "token").exists()
 
 
 def test_output_that_is_gone_is_told_from_output_that_never_was(jobs: Jobs, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import signal
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import psutil
 import pytest
@@ -222,6 +223,27 @@ def test_a_killed_job_of_ones_own_leaves_no_program_behind(own_jobs: CommandLine
     process.communicate(timeout=60)
     assert own_jobs("show", job_id, "--json").json["state"] == "killed"
     assert not program.is_running() or program.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_job_is_taken_over_only_from_where_its_records_are(jobrunner: CommandLine) -> None:
+    go = jobrunner.directory / "go"
+    command = f"while ! test -e {go}; do sleep 0.05; done; exit 7"
+    process, job_id = jobrunner.begin_job("process", "--heartrate", "0.5", "--", "sh", "-c", command)
+    jobrunner.until(job_id, "external_state", "running")
+    process.kill()
+    process.communicate(timeout=30)
+    records = Path(jobrunner("show", job_id, "--json").json["external_id"]).parent
+    elsewhere = records.rename(records.with_name("elsewhere"))
+    records.mkdir()
+    answer = jobrunner("attach", job_id)
+    assert answer.code == 2
+    assert answer.says("cannot be seen from here", "mounted")
+    row = jobrunner("show", job_id, "--json").json
+    assert (row["state"], row["claims"]) == ("running", 1)
+    records.rmdir()
+    elsewhere.rename(records)
+    go.touch()
+    assert jobrunner("attach", job_id).says("exit code 7")
 
 
 def test_a_job_of_a_module_that_is_not_here_is_listed_shown_and_killed(own_jobs: CommandLine) -> None:

@@ -26,11 +26,12 @@ from jobrunner.backends.process import wrapper
 from jobrunner.backends.process.cancelling import Canceller
 from jobrunner.backends.process.looking import Look
 from jobrunner.backends.process.output import Output
-from jobrunner.backends.process.records import RecordDirectory
+from jobrunner.backends.process.records import RecordDirectory, marked
 from jobrunner.backends.process.spec import ProcessSpec, check_spec
 from jobrunner.backends.process.tree import RECORD_VARIABLE
 from jobrunner.errors import BackendError, SpecError, SubmitRejected, SubmitTooLate, Throttled
 from jobrunner.identity import host_id, unixname
+from jobrunner.record_places import is_in_sight, parts_of
 from jobrunner.settings import ConnectionSettings, get_settings
 
 _WRAPPER = Path(wrapper.__file__)
@@ -66,9 +67,9 @@ class ProcessBackend:
     async def baseline(self, spec: Mapping[str, Any]) -> str:  # noqa: ARG002
         """Return where the record of a submission from here will be: whoever adopts the job looks there.
 
-        Raises `SubmitRejected` where the place cannot be written down.
+        Raises `SubmitRejected` where there can be no place, or it cannot be written down.
         """
-        return self._records_here()
+        return await asyncio.to_thread(_marked, self._records_here())
 
     async def find(
         self,
@@ -85,8 +86,7 @@ class ProcessBackend:
         which kept the place in the spec.
         """
         parsed = _parsed(spec)
-        place = baseline or parsed.records_dir or self._records_here()
-        return await asyncio.to_thread(_find, place, token)
+        return await asyncio.to_thread(_find, baseline or parsed.records_dir or self._records_here(), token)
 
     def _records_here(self) -> str:
         place = str(self._records_dir or get_settings().records_dir)
@@ -99,7 +99,8 @@ class ProcessBackend:
 
     async def fetch(self, ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
         """Look at the records and the processes of the jobs."""
-        answers = await asyncio.to_thread(_fetch, ids)
+        look = Look(self._canceller.unwritten)
+        answers = await asyncio.to_thread(lambda: {each: look.at(each) for each in ids})
         self._canceller.forget(each for each, answer in answers.items() if _is_final(answer))
         return answers
 
@@ -224,8 +225,20 @@ def _spawn(order: wrapper.Order, path: str) -> tuple[str, str]:
     return told["result"], told["message"]
 
 
-def _find(records_dir: str, token: str) -> Found | Absent:
-    directory = RecordDirectory.for_token(records_dir, token)
+def _marked(records_dir: str) -> str:
+    try:
+        return marked(records_dir)
+    except OSError as error:
+        raise SubmitRejected(_directory_trouble(RecordDirectory(records_dir), error)) from error
+
+
+def _find(baseline: str, token: str) -> Found | Absent:
+    place = parts_of(baseline)[1] or ""
+    if not is_in_sight(baseline):
+        # Elsewhere: a tombstone here would prove nothing, and the command would run twice.
+        msg = f"its records in {place} cannot be seen from here: look from where it was submitted"
+        raise BackendError(msg)
+    directory = RecordDirectory.for_token(place, token)
     try:
         directory.make()
         first = directory.refuse()
@@ -246,8 +259,3 @@ def _is_final(answer: Observation | Gone | RemoteError) -> bool:
     if isinstance(answer, Observation):
         return answer.phase.is_final
     return isinstance(answer, Gone) and answer.certain
-
-
-def _fetch(ids: Sequence[str]) -> Mapping[str, Observation | Gone | RemoteError]:
-    look = Look()
-    return {external_id: look.at(external_id) for external_id in ids}

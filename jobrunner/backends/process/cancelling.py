@@ -13,7 +13,7 @@ from jobrunner.backends.process.records import (
     RecordDirectory,
     StartRecord,
 )
-from jobrunner.backends.process.tree import IdentityError, Snapshot, processes_of, send
+from jobrunner.backends.process.tree import IdentityError, Snapshot, processes_of, send, stand_in
 from jobrunner.bounded import Bounded
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError
@@ -40,11 +40,14 @@ class Canceller:
 
     def __init__(self) -> None:
         self._asked: Bounded[str, set[Mark]] = Bounded()
+        self.unwritten: Bounded[str, CancelRecord] = Bounded()
+        """The cancellations of jobs whose record directories are gone."""
 
     def forget(self, external_ids: Iterable[str]) -> None:
         """Forget jobs that have ended: as they were seen to have, no call comes for them any more."""
         for external_id in external_ids:
             self._asked.pop(external_id, None)
+            self.unwritten.pop(external_id, None)
 
     def cancel(self, external_ids: Sequence[str], reason: str) -> Mapping[str, str]:
         """Ask jobs to end, or kill what is left of them; return by job what stood in the way, if anything.
@@ -62,10 +65,11 @@ class Canceller:
     def _cancel(
         self, directory: RecordDirectory, reason: str, snapshot: Snapshot, doomed: list[_Doomed]
     ) -> str | None:
-        start = directory.start()
+        start, asked = directory.start(), directory.cancel() or self.unwritten.get(directory.path)
+        if start is None:
+            start = stand_in(directory, () if asked is None else asked.tree, snapshot)
         if start is None or start.by == "refused":
             return None
-        asked = directory.cancel()
         if asked is None and directory.exit() is not None:
             return None  # it ended by itself: that stays its outcome
         doubt = why_not_here(start)
@@ -102,11 +106,20 @@ class Canceller:
             }
         )
         if noted != asked:
-            directory.write_cancel(noted)
+            self._write(directory, noted)
         if is_due:
             doomed.append(_Doomed(directory, start, noted, live))
             return None
         return self._terminate(directory, start, live.values())
+
+    def _write(self, directory: RecordDirectory, noted: CancelRecord) -> None:
+        """Write the record `cancel`; where its directory is gone, keep it here."""
+        try:
+            directory.write_cancel(noted)
+        except (FileNotFoundError, NotADirectoryError):
+            if directory.exists():
+                raise
+            self.unwritten[directory.path] = noted
 
     def _terminate(
         self, directory: RecordDirectory, start: StartRecord, live: Iterable[ProcessStat]

@@ -1,6 +1,7 @@
 """What the record of a job and the process table say together: the answer of `fetch`."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from jobrunner.backends.process.records import (
     RecordError,
     StartRecord,
 )
-from jobrunner.backends.process.tree import Snapshot, processes_of
+from jobrunner.backends.process.tree import Snapshot, processes_of, stand_in
 from jobrunner.clock import monotonic_s
 from jobrunner.identity import (
     ProcessStat,
@@ -33,7 +34,13 @@ _NAMED_MOST = 3
 
 
 class Look:
-    """One look at many jobs: the process table is read at most once, and only when it is needed."""
+    """One look at many jobs: the process table is read at most once, and only when it is needed.
+
+    `unwritten`: the cancellations of jobs whose record directories are gone.
+    """
+
+    def __init__(self, unwritten: Mapping[str, CancelRecord] | None = None) -> None:
+        self._unwritten = unwritten or {}
 
     @cached_property
     def snapshot(self) -> Snapshot:
@@ -44,11 +51,9 @@ class Look:
         """Say where one job is."""
         directory = RecordDirectory(external_id)
         try:
-            if not directory.exists():
-                return Gone(reason="its record directory is not there")
             start = directory.start()
             if start is None:
-                return Gone(reason="its record directory holds no record of a start")
+                return self._of_unrecorded(directory)
             if start.by == "refused":
                 return Gone(reason="it was proved absent and so may never start", certain=True)
             return self._of_started(directory, start)
@@ -73,6 +78,32 @@ class Look:
         if restarted:
             return Gone(reason="the host restarted before an exit code was recorded", certain=True)
         return self._of_unended(directory, start, cancel)
+
+    def _of_unrecorded(self, directory: RecordDirectory) -> Observation | Gone | RemoteError:
+        """Say where a job is whose record `start` is gone: what carries the path of its records lives on."""
+        if directory.exists():
+            gone = "its record directory holds no record of a start"
+        else:
+            gone = "its record directory is not there"
+        ended = directory.exit()
+        cancel = directory.cancel() or self._unwritten.get(directory.path)
+        if ended is not None and cancel is None:
+            return _ended(directory, None, ended, None)
+        start = stand_in(directory, () if cancel is None else cancel.tree, self.snapshot)
+        if start is None:
+            if ended is not None:
+                return _ended(directory, None, ended, cancel)
+            if cancel is None:
+                return Gone(reason=f"{gone}, and none of its processes lives")
+            message = f"it ended after it was cancelled; {gone}, so its exit code is unknown"
+            return Observation(Phase.CANCELLED, "ended", message, _detail(directory, None, None))
+        if cancel is None:
+            message = f"{gone}: its processes live and it goes on, but its outcome may stay unknown"
+            return _live(directory, start, "running", message)
+        found = processes_of(directory, start, cancel.tree, self.snapshot)
+        left = sorted(found.values(), key=lambda stat: (stat.started, stat.pid))
+        observation = _of_left(directory, start, ended, cancel, left)
+        return replace(observation, message=f"{observation.message}; {gone}")
 
     @staticmethod
     def _of_unended(
@@ -167,7 +198,7 @@ def _live(directory: RecordDirectory, start: StartRecord, word: str, message: st
 
 
 def _ended(
-    directory: RecordDirectory, start: StartRecord, ended: ExitRecord, cancel: CancelRecord | None
+    directory: RecordDirectory, start: StartRecord | None, ended: ExitRecord, cancel: CancelRecord | None
 ) -> Observation:
     detail = _detail(directory, start, ended)
     if ended.error is not None:
@@ -177,7 +208,7 @@ def _ended(
     name = ended.signal_name
     word = f"exited {ended.code}" if name is None else name if name.startswith("signal") else f"signal {name}"
     message = f"exit code {ended.code}" if name is None else f"killed by {name}"
-    if cancel is not None and start.command in cancel.tree:
+    if cancel is not None and (start is None or start.command in cancel.tree):
         return Observation(Phase.CANCELLED, word, message if name is None else f"ended by {name}", detail)
     if ended.disk_full:
         message += f"; the disk of its log was full: free space under {directory.path}"
@@ -185,13 +216,13 @@ def _ended(
 
 
 def _detail(
-    directory: RecordDirectory, start: StartRecord, ended: ExitRecord | None
+    directory: RecordDirectory, start: StartRecord | None, ended: ExitRecord | None
 ) -> dict[str, str | int | None]:
     return {
-        "pid": start.command[0],
+        "pid": None if start is None else start.command[0] or start.wrapper[0],
         "exit_code": None if ended is None else ended.code,
         "signal": None if ended is None else ended.signal_name,
         "log": directory.log,
-        "started_at": start.at,
+        "started_at": None if start is None else start.at or None,
         "ended_at": None if ended is None else ended.at,
     }

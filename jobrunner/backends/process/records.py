@@ -8,6 +8,7 @@ A record is written once and whole, so that a reader never sees half of one.
 import errno
 import os
 import re
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobrunner.backends.process import wrapper
 from jobrunner.errors import BackendError
 from jobrunner.identity import ProcessIdentity, host_id
 from jobrunner.private import make_private_directory
+from jobrunner.record_places import MARK, mark_of, with_mark
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -83,6 +85,26 @@ class CancelRecord(_Record):
     """When SIGKILL was due, on the same clock; None: not yet."""
     tree: frozenset[Mark] = Field(default=frozenset())
     """Every process that the job was seen to have since: also those that leave its session later."""
+
+
+def marked(place: str) -> str:
+    """Make a place of records with its mark, where it is not there yet; return what a row keeps of it.
+
+    Raises OSError.
+    """
+    mark = mark_of(place)
+    if mark is None:
+        make_private_directory(Path(place))
+        new = {"mark": uuid.uuid4().hex}
+        try:
+            wrapper.write_new(place, MARK, new)
+        except FileExistsError:  # another process was first, or it is damaged
+            if mark_of(place) is None:
+                wrapper.write_over(place, MARK, new)
+        mark = mark_of(place)
+        if mark is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(Path(place, MARK)))
+    return with_mark(place, mark)
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)

@@ -19,6 +19,8 @@ from jobrunner.errors import SpecError
 from jobrunner.findings import problem_of
 from jobrunner.text import flaw_in
 
+DEFAULT_STOP_GRACE_S = 10.0
+"""Seconds between SIGTERM and SIGKILL, where the job does not say."""
 _BYTES = "bytes"
 _SAFE = " /:=-._~,+@"  # what stays readable; a percent sign does not
 
@@ -56,7 +58,7 @@ class ProcessSpec(BaseModel):
     cwd: Word | None = None
     env: dict[str, Word] = Field(default_factory=dict)
     records_dir: str | None = None
-    stop_grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    stop_grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = DEFAULT_STOP_GRACE_S
 
     @field_validator("command")
     @classmethod

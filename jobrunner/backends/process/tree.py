@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from jobrunner.backends.process.records import Mark, RecordDirectory, RecordError, StartRecord
+from jobrunner.backends.process.spec import DEFAULT_STOP_GRACE_S
 from jobrunner.errors import BackendError
-from jobrunner.identity import ProcessIdentity, ProcessStat, process_table, variable_of
+from jobrunner.identity import ProcessIdentity, ProcessStat, arguments_of, host_id, process_table, variable_of
 
 RECORD_VARIABLE = "JOBRUNNER_RECORD"
 """In the environment of each command and of its wrapper: the path of its record directory."""
+
+_WRAPPER = "/jobrunner/backends/process/wrapper.py"
 
 Table = Mapping[int, ProcessStat]
 
@@ -75,7 +78,9 @@ def processes_of(
         rooted += snapshot.children.get(session, [])
     # The number of a session is not given away while one of its processes is there. Where none is
     # left that we know, it may be a stranger's by now, and each process has to prove itself.
-    if start.wrapper in by_mark or any(stat.session == session for stat in (*rooted, *carrying)):
+    if session > 0 and (
+        start.wrapper in by_mark or any(stat.session == session for stat in (*rooted, *carrying))
+    ):
         rooted += [stat for stat in snapshot.sessions.get(session, []) if stat.pid != session]
     found = _with_descendants((*rooted, *carrying), directory, snapshot)
     return {
@@ -83,6 +88,45 @@ def processes_of(
         for stat in found
         if not stat.has_ended and (stat.pid, stat.started) != start.wrapper
     }
+
+
+def carried(paths: Iterable[str | None]) -> set[str]:
+    """Return those of these record directories that live processes carry in their environment."""
+    carriers = Snapshot().carriers
+    return {
+        path
+        for path in paths
+        if path is not None and not all(each.has_ended for each in carriers.get(path, []))
+    }
+
+
+def stand_in(directory: RecordDirectory, known: Iterable[Mark], snapshot: Snapshot) -> StartRecord | None:
+    """Return what the record `start` of a job says, as far as its live processes show it; None: none lives.
+
+    For a job whose records are gone. Its processes are those that carry them, and those of `known`, which
+    were seen of it earlier. The grace of its stop is not known: it is the usual one.
+    """
+    carrying = snapshot.carriers.get(directory.path, [])
+    seen = [snapshot.by_mark[mark] for mark in known if mark in snapshot.by_mark]
+    live = sorted((each for each in (*carrying, *seen) if not each.has_ended), key=lambda each: each.started)
+    if not live:
+        return None
+    marks = [(each.pid, each.started) for each in live]
+    wrappers = [mark for mark in marks if _is_wrapper(mark[0])]
+    commands = [mark for mark in marks if mark not in wrappers]
+    return StartRecord(
+        by="wrapper",
+        at="",
+        host=host_id(),
+        wrapper=wrappers[0] if wrappers else (0, 0),
+        command=commands[0] if commands else (0, 0),
+        stop_grace_s=DEFAULT_STOP_GRACE_S,
+    )
+
+
+def _is_wrapper(pid: int) -> bool:
+    # By its end alone: it may have been started from another installation.
+    return [word.endswith(_WRAPPER) for word in arguments_of(pid)[-1:]] == [True]
 
 
 def send(identity: ProcessIdentity, number: signal.Signals) -> bool:
