@@ -8,9 +8,12 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from jobrunner.bounded import Bounded
+from jobrunner.errors import SettingsError
 from jobrunner.settings import get_settings
 
 _AGAIN_S = 60.0  # after which a boot without a record is looked for again: a disk may be mounted late
@@ -34,10 +37,15 @@ def is_boot_of_this_machine(host_id: str, record: str | None = None) -> bool:
         return True
     looked_s = _found.get(host_id)
     if looked_s is None or time.monotonic() - looked_s > _AGAIN_S:
-        records = (get_settings().data_dir / "processes").glob("*/start")
-        is_here = any(_is_proof(path, host_id) for path in records)
+        is_here = any(_is_proof(path, host_id) for path in _records())
         _found[host_id] = looked_s = float("inf") if is_here else time.monotonic()
     return looked_s == float("inf")
+
+
+def _records() -> Iterator[Path]:
+    """Yield the start records of this user's processes, wherever this host keeps them."""
+    with suppress(SettingsError):  # there is no place for any
+        yield from get_settings().records_dir.glob("*/start")
 
 
 def _is_proof(start: Path, host_id: str) -> bool:

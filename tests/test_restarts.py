@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobrunner import identity, restarts
-from jobrunner.settings import configure
+from jobrunner import identity, paths, restarts
+from jobrunner.settings import configure, get_settings, reset
 
 BEFORE = f"{identity.machine_id()}/an-earlier-boot/{identity.pid_namespace()}"
 
@@ -55,6 +55,26 @@ def test_the_same_boot_in_another_namespace_is_elsewhere() -> None:
     assert not identity.can_serve(f"{machine}/{boot}/1")
     assert identity.can_serve(None)
     assert identity.can_serve(identity.host_id())
+
+
+def test_a_user_without_a_home_has_the_proof_where_its_records_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "user_data_dir", lambda: None)
+    monkeypatch.setattr(paths, "_TEMPORARY", (str(tmp_path),))
+    reset()
+    write(get_settings().records_dir / "some", BEFORE)
+    assert identity.can_serve(BEFORE)
+
+
+def test_a_user_who_has_no_place_for_records_has_no_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "user_data_dir", lambda: None)
+    monkeypatch.setattr(paths, "_TEMPORARY", ())
+    monkeypatch.delenv("TMPDIR", raising=False)
+    reset()
+    assert not identity.can_serve(BEFORE)
 
 
 @pytest.mark.parametrize(("kind", "is_own"), [("ext4", True), ("nfs4", False), ("fuse.sshfs", False)])
