@@ -2,21 +2,27 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import RowMapping
 
 from jobrunner import identity, statements
-from jobrunner.backends.base import Found, Observation
-from jobrunner.backends.checks import flaw_of_id
-from jobrunner.backends.guarded import GuardedBackend, IsHeld, backend_of, guarded
+from jobrunner.backends.base import Found, Gone, Observation
+from jobrunner.backends.checks import Answer, flaw_of_id
+from jobrunner.backends.guarded import GuardedBackend, IsHeld, backend_of, guarded, way_of
 from jobrunner.database import Database
 from jobrunner.errors import JobrunnerError, UsageError, words_of
+from jobrunner.logs import get_logger
 from jobrunner.models import MonitorJob
-from jobrunner.models.base_job import object_of
+from jobrunner.models.base_job import UnknownJob, object_of
+from jobrunner.record_places import why_unseen
+from jobrunner.soundness import why_unreadable
 from jobrunner.states import JobState, Phase
+from jobrunner.text import storable
+
+log = get_logger(__name__)
 
 _CLOSE_S = 5.0
 _AT_ONCE = 8  # questions to the outside
@@ -118,60 +124,169 @@ def _write(database: Database, row: RowMapping, proof: _Proof) -> str | None:
 
 
 async def _prove_all(database: Database, rows: Sequence[RowMapping]) -> list[_Proof]:
+    proofs: dict[int, _Proof] = {}
+    ways: dict[Hashable, _Way] = {}
+    for row in rows:
+        try:
+            known = _known(row)
+            if isinstance(known, _Proof):
+                proofs[row["id"]] = known
+                continue
+            name, connection = database.settings.connection(row["connection"], known.backend_kind)
+            key = way_of(known, name)
+            if key not in ways:
+                ways[key] = _Way(guarded(backend_of(known, connection), name), [])
+            ways[key].rows.append(row)
+        except Exception as error:  # noqa: BLE001  # whatever the job's own class raises
+            proofs[row["id"]] = _Proof(f"the outside cannot be asked: {_cause(error)}")
     free = asyncio.Semaphore(_AT_ONCE)
-
-    async def prove_one(row: RowMapping) -> _Proof:
-        async with free:
-            try:
-                return await _prove(database, row)
-            except JobrunnerError as error:
-                return _Proof(words_of(error))
-
-    return list(await asyncio.gather(*map(prove_one, rows)))
+    for found in await asyncio.gather(*(_ask(database, way, free) for way in ways.values())):
+        proofs |= found
+    return [proofs[row["id"]] for row in rows]
 
 
-async def _prove(database: Database, row: RowMapping) -> _Proof:
+def _known(row: RowMapping) -> MonitorJob | _Proof:
+    """Return the job of a row, of which the outside can be asked from here; or why it cannot."""
+    why = why_unreadable(row, is_monitored=False)
+    if why is not None:
+        return _Proof(f"{why}: correct it, and ask again")
     job = object_of(row)
+    if isinstance(job, UnknownJob):
+        return _Proof(f"its type {row['job_type']} cannot be loaded here: ask from where it is installed")
     if not isinstance(job, MonitorJob):
         return _Proof("nothing outside can say whether its own code has run")
-    if not identity.can_serve(row["host_id"], row["external_id"]) or row["host_uid"] not in {
-        None,
-        identity.uid(),
-    }:
+    why = why_unreadable(row, is_monitored=True)
+    if why is not None:
+        return _Proof(f"{why}: correct it, and ask again")
+    is_here = identity.can_serve(row["host_id"], row["external_id"])
+    if not is_here or row["host_uid"] not in {None, identity.uid()}:
         return _Proof(f"only {row['unixname']} on {row['hostname']} can see its process: ask from there")
-    _, connection = database.settings.connection(row["connection"], job.backend_kind)
-    backend = guarded(backend_of(job, connection), row["connection"] or "")
+    why = why_unseen(row)
+    return job if why is None else _Proof(f"{why}: ask from where they are mounted")
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to the outside, and the held jobs that share it."""
+
+    backend: GuardedBackend
+    rows: list[RowMapping]
+
+
+async def _ask(database: Database, way: _Way, free: asyncio.Semaphore) -> dict[int, _Proof]:
+    """Ask about the jobs of one backend: by what id it is known, one by one; where it is, in bulk."""
+    proofs: dict[int, _Proof] = {}
     try:
-        return await _ask(database, row, backend)
-    except Exception as error:  # noqa: BLE001  # whatever a backend raises: nothing is proven
-        return _Proof(f"the outside could not be asked ({words_of(error)})")
+        known = [_Known(row, row["external_id"]) for row in way.rows if row["external_id"] is not None]
+        unknown = [row for row in way.rows if row["external_id"] is None]
+        for row, found in zip(
+            unknown, await asyncio.gather(*(_find(database, way, row, free) for row in unknown)), strict=True
+        ):
+            if isinstance(found, _Proof):
+                proofs[row["id"]] = found
+            else:
+                known.append(_Known(row, found, is_new=True))
+        answers = await _Fetching(way.backend, (each.external_id for each in known)).answers(free)
+        return proofs | {each.row["id"]: _seen(each, answers[each.external_id]) for each in known}
     finally:
         with suppress(Exception):  # whatever a backend raises: it was asked
-            await backend.close(_CLOSE_S)
+            await way.backend.close(_CLOSE_S)
 
 
-async def _ask(database: Database, row: RowMapping, backend: GuardedBackend) -> _Proof:
-    external_id, found_id = row["external_id"], None
-    if external_id is None:
-        found = await backend.find(
-            row["spec"] or {},
-            row["submit_token"],
-            row["submit_started_at"] or row["created_at"],
-            baseline=row["submit_baseline"],
-            is_held=_held_by_others(database, row["id"]),
-        )
-        if not isinstance(found, Found):
-            return _Proof(statements.UNFOUND)
-        if flaw_of_id(found.external_id) is not None:
-            return _Proof(f"its work was found outside under an id that {flaw_of_id(found.external_id)}")
-        external_id = found_id = found.external_id
-    answer = (await backend.fetch([external_id]))[external_id]
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A job whose work has an id outside. `is_new`: its row does not know that id."""
+
+    row: RowMapping
+    external_id: str
+    is_new: bool = False
+
+
+async def _find(database: Database, way: _Way, row: RowMapping, free: asyncio.Semaphore) -> str | _Proof:
+    """Return the id of work that was submitted since the backup, or what is not proven."""
+    try:
+        async with free:
+            found = await way.backend.find(
+                row["spec"] or {},
+                row["submit_token"],
+                row["submit_started_at"] or row["created_at"],
+                baseline=row["submit_baseline"],
+                is_held=_held_by_others(database, row["id"]),
+            )
+    except Exception as error:  # noqa: BLE001  # whatever a backend raises: nothing is proven
+        return _unasked(error)
+    if not isinstance(found, Found):
+        return _Proof(statements.UNFOUND)
+    flaw = flaw_of_id(found.external_id)
+    if flaw is not None:
+        return _Proof(f"its work was found outside under an id that {flaw}")
+    return found.external_id
+
+
+class _Fetching:
+    """Asks a backend about many ids, in bulk, and in halves where one of them spoils the call for all.
+
+    So many failures in a row as no single id explains are an outage: then nothing more is asked.
+    """
+
+    def __init__(self, backend: GuardedBackend, external_ids: Iterable[str]) -> None:
+        self._backend = backend
+        ids, most = list(dict.fromkeys(external_ids)), backend.bulk_limit
+        self._left = [ids[start : start + most] for start in range(0, len(ids), most)]
+        self._answers: dict[str, Answer | _Proof] = {}
+        self._failures = 0
+        self._failures_most = most.bit_length() + 1
+
+    async def answers(self, free: asyncio.Semaphore) -> Mapping[str, Answer | _Proof]:
+        """Return the answer for each id, or why there is none."""
+        await asyncio.gather(*(self._ask(free) for _ in range(min(_AT_ONCE, len(self._left)))))
+        return self._answers
+
+    async def _ask(self, free: asyncio.Semaphore) -> None:
+        while self._left:
+            ids = self._left.pop()
+            try:
+                async with free:
+                    self._answers |= await self._backend.fetch(ids)
+                self._failures = 0
+            except Exception as error:  # noqa: BLE001  # whatever a backend raises: nothing is proven
+                self._failures += 1
+                half = len(ids) // 2
+                if half and self._failures < self._failures_most:
+                    self._left += [ids[half:], ids[:half]]
+                    continue
+                given_up = [ids] if self._failures < self._failures_most else [ids, *self._left]
+                for some in given_up:
+                    self._answers |= dict.fromkeys(some, _unasked(error))
+                if len(given_up) > 1:
+                    self._left.clear()
+
+
+def _seen(known: _Known, answer: Answer | _Proof) -> _Proof:
+    """Return what an answer about a job's work proves."""
+    external_id, found_id = known.external_id, known.external_id if known.is_new else None
+    if isinstance(answer, _Proof):
+        return replace(answer, external_id=found_id)
     if not isinstance(answer, Observation):
-        return _Proof(f"{external_id} cannot be seen outside", found_id)
-    if answer.phase is Phase.FAILED and (row["resubmit"] or {}).get(answer.cause, 0) > 0:
+        said = answer.reason if isinstance(answer, Gone) else answer.message
+        return _Proof(f"{external_id} cannot be seen outside: {said}", found_id)
+    if answer.phase is Phase.FAILED and (known.row["resubmit"] or {}).get(answer.cause, 0) > 0:
         # The policy may have submitted it again since, under a token that this backup does not know.
         return _Proof(f"{external_id} failed ({answer.cause}), and may have been submitted again", found_id)
     return _Proof(None, found_id)
+
+
+def _unasked(error: Exception) -> _Proof:
+    return _Proof(f"the outside could not be asked: {_cause(error)}; ask again with `db restored --ask`")
+
+
+def _cause(error: Exception) -> str:
+    """Return what went wrong for a person, without the names that Python has for it."""
+    text = storable(error).rstrip(".")
+    if isinstance(error, JobrunnerError) and text:
+        return text
+    log.warning("a backend failed", error=words_of(error))
+    return "the backend's own code failed, as the log says"
 
 
 def _held_by_others(database: Database, job_id: int) -> IsHeld:

@@ -1,7 +1,7 @@
 """The event loop that owns jobs: it beats for them, watches them, cancels them and ends them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -11,8 +11,7 @@ from sqlalchemy import Connection, RowMapping
 from jobrunner import statements, unexpected
 from jobrunner.answers import Answers
 from jobrunner.backends.base import Observation
-from jobrunner.backends.calls import contained
-from jobrunner.backends.guarded import backend_of
+from jobrunner.backends.guarded import backend_of, way_of
 from jobrunner.beats import Beats
 from jobrunner.cancelling import Cancelling
 from jobrunner.channel import Channel
@@ -21,7 +20,7 @@ from jobrunner.crashes import Crashes
 from jobrunner.database import Database
 from jobrunner.database_threads import DatabaseThreads
 from jobrunner.ends import Ends
-from jobrunner.errors import ClaimLost, DatabaseError, SettingsError
+from jobrunner.errors import ClaimLost, DatabaseError
 from jobrunner.heartbeat import lost_because, warn_of_skew
 from jobrunner.hook_sessions import HookSessions
 from jobrunner.hooks import Hooks
@@ -66,7 +65,7 @@ class Runner:
         self.seldom = Seldom()
         """What is said of its jobs again and again."""
         self._itself: OwnProcess | None = None
-        self._channels: dict[tuple[Any, ...], Channel] = {}
+        self._channels: dict[Hashable, Channel] = {}
         self._tasks: dict[asyncio.Task[None], OwnedJob | None] = {}
         self._steps: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -195,9 +194,7 @@ class Runner:
 
     def _channel(self, job: "MonitorJob", connection: str | None) -> Channel:
         name, behind = self.database.settings.connection(connection, job.backend_kind)
-        # A subclass that makes its backend as its base does shares the way to it: one poller a connection.
-        with contained("own_way", SettingsError):
-            key = (getattr(job.make_backend, "__func__", type(job)), name, job.own_way())
+        key = way_of(job, name)
         if key not in self._channels:
             backend = backend_of(job, behind)
             self._channels[key] = Channel(name, backend, self._answers.on_answer, self._answers.on_health)

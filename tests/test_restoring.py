@@ -1,17 +1,19 @@
 """A restored backup revives rows that have run since: they are held until it is known what they did."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
 import pytest
 
 from jobrunner import BaseJob, restoring, statements
 from jobrunner.database import Database
-from jobrunner.errors import JobKilled, UsageError
+from jobrunner.errors import BackendError, JobKilled, UsageError
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
 from jobrunner.worker import WorkerJob
-from tests.helpers import an_owner, insert_job, row_of
+from tests.helpers import an_owner, insert_job, plain_connection, row_of
 
 
 class Own(BaseJob):
@@ -87,6 +89,98 @@ def test_work_that_may_have_been_submitted_again_stays_held(
     outside.advance(submitted_since(outside, job), Phase.FAILED, "its host was taken", cause="preempted")
     (left,) = restoring.prove(database)
     assert "may have been submitted again" in left.why
+
+
+def submitted_before(database: Database, outside: MemoryBackend, count: int) -> list[MemoryMonitorJob]:
+    """Store jobs whose rows know their work outside."""
+    jobs = [MemoryMonitorJob(poll_interval=0.05).store() for _ in range(count)]
+    for job in jobs:
+        external_id = submitted_since(outside, job)
+        with database.write() as connection:
+            assert statements.record_submitted(connection, job.id, job.submit_token or "", external_id)
+    return jobs
+
+
+def test_the_outside_is_asked_in_bulk_and_over_one_backend(
+    database: Database, outside: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[MemoryBackend] = []
+
+    def make(*_arguments: object) -> MemoryBackend:
+        made.append(outside)
+        return outside
+
+    monkeypatch.setattr(MemoryMonitorJob, "make_backend", classmethod(make))
+    submitted_before(database, outside, outside.bulk_limit + 5)
+    restoring.hold_all(database)
+    outside.calls.clear()
+    assert restoring.prove(database) == []
+    assert (len(made), outside.calls["fetch"]) == (1, 2)
+
+
+def test_one_id_that_spoils_a_call_keeps_no_other_job_held(
+    database: Database, outside: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = submitted_before(database, outside, 20)
+    fetch, bad = outside.fetch, jobs[13].reload().external_id
+
+    async def spoiled(ids: Sequence[str]) -> Any:
+        if bad in ids:
+            raise ValueError("an odd answer")
+        return await fetch(ids)
+
+    monkeypatch.setattr(outside, "fetch", spoiled)
+    restoring.hold_all(database)
+    (left,) = restoring.prove(database)
+    assert left.job_id == jobs[13].id
+    assert "ask again" in left.why
+    assert "ValueError" not in left.why
+
+
+def test_an_outside_that_is_away_is_not_asked_for_each_job(
+    database: Database, outside: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted_before(database, outside, 40)
+    asked = []
+
+    async def fetch(ids: Sequence[str]) -> Any:
+        asked.append(ids)
+        raise BackendError("the server is away")
+
+    monkeypatch.setattr(outside, "fetch", fetch)
+    restoring.hold_all(database)
+    left = restoring.prove(database)
+    assert len(left) == 40
+    assert {each.why for each in left} == {
+        "the outside could not be asked: the server is away; ask again with `db restored --ask`"
+    }
+    assert len(asked) < 20
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("spec", "'{broken'"), ("resubmit", "'[1'"), ("connection", "x'ff'"), ("job_type", "x'fffe'")],
+)
+def test_a_row_that_cannot_be_read_stays_held_in_plain_words(
+    sqlite_database: Database, sqlite_url: str, outside: MemoryBackend, column: str, value: str
+) -> None:
+    bad, good = submitted_before(sqlite_database, outside, 2)
+    restoring.hold_all(sqlite_database)
+    with closing(plain_connection(sqlite_url)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = on")
+        connection.execute(f"UPDATE job SET {column} = {value} WHERE id = {bad.id}")
+    (left,) = restoring.prove(sqlite_database)
+    assert left.job_id == bad.id
+    assert f"its column {column} cannot be read" in left.why
+    assert "Error" not in left.why
+    assert row_of(sqlite_database, good.id)["held_at"] is None
+
+
+def test_a_job_of_a_type_that_is_not_here_stays_held_and_says_where_to_ask(database: Database) -> None:
+    insert_job(database, job_type="of.a.Newer.Version")
+    restoring.hold_all(database)
+    (left,) = restoring.prove(database)
+    assert "cannot be loaded here: ask from where it is installed" in left.why
 
 
 def test_own_code_stays_held_until_it_is_confirmed(database: Database) -> None:

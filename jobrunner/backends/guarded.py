@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.backends import checks
@@ -207,6 +207,15 @@ def backend_of(job: "MonitorJob", connection: "ConnectionSettings") -> Backend:
         raise SettingsError(f"{type(job).__name__}.make_backend returned None, not a backend.")
     backend: Backend = made
     return backend
+
+
+def way_of(job: "MonitorJob", connection: str) -> Hashable:
+    """Return what jobs have in common that share one backend; `connection`: its name as it is configured.
+
+    A subclass that makes its backend as its base does shares the way to it. Raises `JobrunnerError`.
+    """
+    with contained("own_way", SettingsError):
+        return getattr(job.make_backend, "__func__", type(job)), connection, job.own_way()
 
 
 def guarded(backend: "Backend | GuardedBackend", name: str = "") -> GuardedBackend:
