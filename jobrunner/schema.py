@@ -31,13 +31,16 @@ def locked(database: Database) -> Iterator[Connection]:
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Bring the schema up to `revision`.
+    """Bring the schema up to `revision`; one that is newer than this version knows is left as it is.
 
-    Raises `UsageError` on an unknown revision and while a worker of an older version beats,
-    `DatabaseError`.
+    Raises `UsageError` on an unknown revision, from a newer schema to a given revision, and while a worker
+    of an older version beats, `DatabaseError`.
     """
     with locked(database) as connection:
         version = _version(connection)
+        if revision == "head" and is_newer(version):
+            return
+        _refuse_newer(database, version)
         if version is not None and version != (SCHEMA_VERSION if revision == "head" else revision):
             _refuse_beside_workers(connection, database, version)
         _run(command.upgrade, connection, revision)
@@ -54,6 +57,19 @@ def _refuse_beside_workers(connection: Connection, database: Database, version: 
         )
 
 
+def is_newer(version: str | None) -> bool:
+    """Whether the schema was made by a newer jobrunner: it has what this one does not know, and works."""
+    return version is not None and version > SCHEMA_VERSION
+
+
+def _refuse_newer(database: Database, version: str | None) -> None:
+    if is_newer(version):
+        raise UsageError(
+            f"The database {database.shown_url} is at revision {version}, and this version of jobrunner "
+            f"knows none after {SCHEMA_VERSION}: use the newer jobrunner to take it to another."
+        )
+
+
 def downgrade(database: Database, revision: str) -> None:
     """Take the schema down to `revision`, losing what only the newer one holds.
 
@@ -61,6 +77,7 @@ def downgrade(database: Database, revision: str) -> None:
     """
     with locked(database) as connection:
         version = _version(connection)
+        _refuse_newer(database, version)
         if version is not None:
             _refuse_beside_workers(connection, database, version)
         _run(command.downgrade, connection, revision)

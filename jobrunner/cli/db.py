@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jobrunner.database import Database
 
 _BATCH = 1000
+_NEWER = "newer than this version of jobrunner knows, which works with it"
 
 
 @click.group()
@@ -71,6 +72,8 @@ def current(*, as_json: bool) -> None:
         word(f"The database {database.shown_url} has no tables of jobrunner: run `jobrunner db upgrade`.")
     elif version < SCHEMA_VERSION:
         word(f"The newest is {SCHEMA_VERSION}: run `jobrunner db upgrade`.")
+    elif version > SCHEMA_VERSION:
+        word(f"It is {_NEWER}.")
 
 
 @db.command()
@@ -105,7 +108,8 @@ def check(*, as_json: bool) -> int:
     if as_json:
         say_json({"ok": is_well, "revision": version, "newest": SCHEMA_VERSION, "differences": differences})
     elif is_well:
-        say(f"{database.shown_url} is at {version}, as it should be")
+        how = "as it should be" if version == SCHEMA_VERSION else _NEWER
+        say(f"{database.shown_url} is at {version}, {how}")
     if version is None:
         word(f"The database {database.shown_url} has no tables of jobrunner: run `jobrunner db upgrade`.")
     elif not is_current:
@@ -156,11 +160,14 @@ def _database() -> "Database":
 
 
 def _say_step(database: "Database", before: str | None, *, as_json: bool) -> None:
+    from jobrunner import schema
     from jobrunner.cli.output import say, say_json
 
     after = database.schema_version()
     if as_json:
         say_json({"database": database.shown_url, "before": before, "after": after})
+    elif schema.is_newer(after):
+        say(f"{database.shown_url} is at {after}, {_NEWER}: there is nothing to upgrade")
     elif before == after:
         say(f"{database.shown_url} is at {after or 'no schema'} already")
     else:

@@ -26,6 +26,27 @@ def test_the_schema_goes_up_and_down(jobrunner: CommandLine) -> None:
     assert jobrunner("db", "downgrade", "base", "--yes", "--json").json["after"] is None
 
 
+@pytest.mark.parametrize("embedded", [True, False], ids=["embedded", "given"])
+def test_a_schema_of_a_newer_version_is_left_as_it_is(jobrunner: CommandLine, *, embedded: bool) -> None:
+    where = {} if embedded else {"JOBRUNNER_DATABASE_URL": f"sqlite:///{jobrunner.directory / 'x.db'}"}
+    assert jobrunner("db", "upgrade", **where).code == 0
+    newest = jobrunner("db", "current", "--json", **where).json["revision"]
+    file = jobrunner.database if embedded else jobrunner.directory / "x.db"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("ALTER TABLE job ADD COLUMN of_a_newer_version TEXT")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    answer = jobrunner("db", "upgrade", **where)
+    assert (answer.code, answer.words) == (0, "")
+    assert "is at 9999, newer than this version of jobrunner knows" in answer.out
+    assert "nothing to upgrade" in answer.out
+    assert jobrunner("db", "upgrade", "--json", **where).json["after"] == "9999"
+    assert "newer" in jobrunner("db", "check", **where).out
+    assert jobrunner("db", "current", **where).says("newer")
+    for step in (("upgrade", newest), ("downgrade", "0001", "--yes"), ("downgrade", "base", "--yes")):
+        assert jobrunner("db", *step, **where).is_refused("9999", f"none after {newest}", "newer jobrunner")
+    assert jobrunner("start", "process", "--", "true", **where).code == 0
+
+
 def test_a_schema_that_differs_is_told(jobrunner: CommandLine) -> None:
     assert jobrunner("db", "upgrade").code == 0
     with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
