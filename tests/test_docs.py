@@ -22,6 +22,7 @@ import click
 import pytest
 
 from jobrunner.cli.main import main
+from jobrunner.database import SCHEMA_VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +50,20 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     return [Block(*(part or "" for part in found)) for found in _BLOCK.findall(PAGES[page])]
+
+
+# --- facts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "went from no schema to" in text])
+def test_an_upgrade_that_a_page_shows_goes_to_the_newest_revision(page: str) -> None:
+    assert set(re.findall(r"went from no schema to (\S+)", PAGES[page])) == {SCHEMA_VERSION}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_sentence_that_announces_what_follows_stands_alone(page: str) -> None:
+    prose = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^[A-Za-z][^|\n]*:\n(?=[A-Z])", prose, re.MULTILINE)
 
 
 # --- code that runs --------------------------------------------------------------------------------
