@@ -13,6 +13,8 @@ from typing import Any
 
 MARK = "place"
 """The file in a place of records that holds its mark."""
+SEEN_BY = ("host_id", "external_id", "submit_baseline", "submit_started_at")
+"""The columns of a row that tell whether the records of its job can be seen."""
 
 
 def with_mark(place: str, mark: str) -> str:
@@ -46,7 +48,7 @@ def is_in_sight(baseline: str | None) -> bool:
 def why_unseen(row: Mapping[Any, Any], mark_of: Callable[[str], str | None] = mark_of) -> str | None:
     """Return why the records of a job cannot be seen from here; None: they can, or there are none yet.
 
-    `row`: its host_id, external_id, submit_baseline and submit_started_at. A record directory that is gone
+    `row`: its columns `SEEN_BY`. A record directory that is gone
     from a place that is seen counts as seen: it is gone for everybody.
     """
     external_id, baseline = _text(row["external_id"]), _text(row["submit_baseline"])

@@ -1,6 +1,7 @@
 """Who does not see the place where a job's records are says nothing about the job."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def test_a_place_keeps_its_mark(place: Path) -> None:
     (place / "place").write_text("[")  # cut short by a full disk, perhaps
     assert not record_places.is_in_sight(first)
     assert record_places.is_in_sight(marked(str(place)))
+
+
+def test_a_mark_that_is_in_use_never_grows_old(place: Path) -> None:
+    first = marked(str(place))
+    os.utime(place / "place", (0, 0))
+    assert marked(str(place)) == first
+    assert (place / "place").stat().st_mtime > 0
 
 
 def test_another_directory_under_the_same_path_is_not_the_place(place: Path) -> None:

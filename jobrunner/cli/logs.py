@@ -52,15 +52,24 @@ def _ensure_has_logs(job: "BaseJob") -> "MonitorJob":
     from jobrunner import identity
     from jobrunner.errors import UsageError
     from jobrunner.models import MonitorJob
+    from jobrunner.record_places import SEEN_BY, why_unseen
 
     if not isinstance(job, MonitorJob):
         raise UsageError(
             f"Job {job.id} is a {job.job_type}, of which no logs are kept: only monitor jobs have them, "
             "and their type must be installed here."
         )
-    if job.runs_on_this_host and not identity.can_serve(job.host_id, job.external_id):
+    if not job.runs_on_this_host:
+        return job
+    if not identity.can_serve(job.host_id, job.external_id):
         raise UsageError(
             f"The output of job {job.id} is on {job.hostname}: run `jobrunner logs {job.id}` there."
+        )
+    unseen = why_unseen({name: getattr(job, name) for name in SEEN_BY})
+    if unseen is not None:
+        raise UsageError(
+            f"The output of job {job.id} cannot be read: {unseen}. "
+            f"Run `jobrunner logs {job.id}` where that directory is mounted."
         )
     return job
 

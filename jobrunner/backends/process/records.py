@@ -93,7 +93,9 @@ def marked(place: str) -> str:
     Raises OSError.
     """
     mark = mark_of(place)
-    if mark is None:
+    if mark is not None:
+        os.utime(Path(place, MARK))  # what removes old files shall not take it for one
+    else:
         make_private_directory(Path(place))
         new = {"mark": uuid.uuid4().hex}
         try:
