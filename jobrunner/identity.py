@@ -4,6 +4,7 @@ A pid alone names whatever process holds that number now. The boot, the pid and 
 the kernel started the process name one process for ever, whatever the clocks do.
 """
 
+import errno
 import os
 import pwd
 import re
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
+from jobrunner import procfs
 from jobrunner.text import storable
 
 Standing = Literal["alive", "dead", "unknown"]
@@ -98,7 +100,10 @@ def same_machine(host_id_a: str, host_id_b: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """One line of the process table. `started`: kernel ticks since boot (Linux), else seconds UTC."""
+    """One line of the process table. `started`: kernel ticks since boot (Linux), else seconds UTC.
+
+    `state`: of the process; of one whose main thread has ended while others go on, that of one of these.
+    """
 
     pid: int
     parent: int
@@ -134,7 +139,8 @@ class ProcessIdentity:
     def of(cls, pid: int) -> Self | None:
         """Return the identity of the process that has `pid` now, or None when there is none.
 
-        Raises PermissionError when there is one that this process may not look at.
+        Raises PermissionError when there is one that this process may not look at, OSError for want of
+        descriptors or memory.
         """
         stat = stat_of(pid)
         return None if stat is None else cls(boot_id(), pid, stat.started, pid_namespace())
@@ -172,7 +178,7 @@ class ProcessIdentity:
             return "unknown"
         try:
             stat = stat_of(self.pid)
-        except PermissionError:
+        except OSError:  # it may not be looked at, or this process lacks the means to
             return "unknown"
         return "dead" if stat is None or stat.started != self.started or stat.has_ended else "alive"
 
@@ -180,7 +186,8 @@ class ProcessIdentity:
 def stat_of(pid: int) -> ProcessStat | None:
     """Return the line of `pid` in the process table, or None when there is no such process.
 
-    Raises PermissionError when there is one that this process may not look at.
+    Raises PermissionError when there is one that this process may not look at, OSError for want of
+    descriptors or memory.
     """
     if pid <= 0:
         return None  # 0 and negative numbers mean groups to kill(2), never a process
@@ -192,18 +199,26 @@ def stat_of(pid: int) -> ProcessStat | None:
 
 
 def process_table() -> dict[int, ProcessStat]:
-    """Return every process that this user may look at, by pid."""
-    if not _LINUX:
-        return {stat.pid: stat for stat in _ps("-ax")}
+    """Return every process that this user may look at, by pid.
+
+    Raises OSError where it cannot be read to its end: what is missing from it would count as ended.
+    """
+    found = _linux_table() if _LINUX else {stat.pid: stat for stat in _ps("-ax")}
+    if os.getpid() not in found:
+        raise OSError(errno.EAGAIN, "the process table cannot be read: it does not hold this process")
+    return found
+
+
+def _linux_table() -> dict[int, ProcessStat]:
     found: dict[int, ProcessStat] = {}
-    seen: set[str] = set()
+    seen: set[int] = set()
     # What was started while the table was read, by a process that has ended since, is in a later listing.
     for _ in range(_LISTINGS):
-        fresh = {name for name in os.listdir("/proc") if name.isdigit()} - seen  # noqa: PTH208  (names only)
+        fresh = procfs.pids() - seen
         if not fresh:
             break
         seen |= fresh
-        stats = (_linux_stat(int(name)) for name in fresh)
+        stats = (_linux_stat(pid) for pid in fresh)
         found |= {stat.pid: stat for stat in stats if stat is not None}
     return found
 
@@ -212,15 +227,14 @@ def variable_of(pid: int, name: str) -> str | None:
     """Return a variable of the environment that a process was started with.
 
     None: it has none of that name, or its environment cannot be read (another user's, hidden, cleared).
+    Raises OSError for want of descriptors or memory.
     """
     if not _LINUX:
         return _mac_variable(pid, name)
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123  (read for thousands at a time)
-            text = b"\0" + file.read()
-    except OSError:
+    text = procfs.environment_of(pid)
+    if not text:
         return None
-    _, found, rest = text.partition(b"\0" + os.fsencode(name) + b"=")
+    _, found, rest = (b"\0" + text).partition(b"\0" + os.fsencode(name) + b"=")
     return os.fsdecode(rest.partition(b"\0")[0]) if found else None
 
 
@@ -277,14 +291,10 @@ def _exists(pid: int) -> bool:
 
 
 def _linux_stat(pid: int) -> ProcessStat | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  (read for thousands at a time)
-            text = file.read()
-    except OSError:  # gone, or going while we read, or hidden: `stat_of` asks kill which of them
+    found = procfs.stat_of(pid)
+    if found is None:  # gone, or going while we read, or hidden: `stat_of` asks kill which of them
         return None
-    # The second field is the program's name in brackets, and may hold spaces and brackets itself.
-    fields = text[text.rfind(b")") + 2 :].split()
-    return ProcessStat(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
+    return ProcessStat(pid, found.parent, found.session, found.state.decode(), found.started)
 
 
 def _ps(*selection: str) -> Iterator[ProcessStat]:

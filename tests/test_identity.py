@@ -1,18 +1,27 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from jobrunner import identity
+from jobrunner import identity, procfs
 from jobrunner.identity import ProcessIdentity
 
 Sleeper = subprocess.Popen[bytes]
+
+
+def until(look: Callable[[], object]) -> None:
+    give_up_s = time.monotonic() + 60
+    while not look():
+        assert time.monotonic() < give_up_s, "it never came"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -55,6 +64,64 @@ def test_a_stopped_process_is_alive(sleeper: Sleeper) -> None:
     assert it is not None
     sleeper.send_signal(signal.SIGSTOP)
     assert it.standing() == "alive"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_whose_main_thread_has_ended_lives_until_its_last_thread_ends() -> None:
+    code = (
+        "import ctypes, sys, threading\n"
+        "threading.Thread(target=sys.stdin.read).start()\n"
+        "print('up', flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    environment = {**os.environ, "IT_IS": "headless"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        it = ProcessIdentity.of(process.pid)
+        assert it is not None
+        stat = Path(f"/proc/{process.pid}/stat")
+        until(lambda: stat.read_text().rpartition(") ")[2].startswith("Z"))
+        assert it.standing() == "alive"
+        assert not identity.process_table()[process.pid].has_ended
+        assert identity.variable_of(process.pid, "IT_IS") == "headless"
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: identity.process_table()[process.pid].is_stopped)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdin is not None
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert it.standing() == "dead"
+        assert identity.process_table()[process.pid].has_ended
+        assert identity.variable_of(process.pid, "IT_IS") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_cannot_be_read_for_want_of_descriptors_is_not_taken_for_gone(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = ProcessIdentity.of(os.getpid())
+    assert me is not None
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(procfs, "open", refuse, raising=False)
+    assert me.standing() == "unknown"
+    for look in (identity.process_table, lambda: identity.variable_of(me.pid, "HOME")):
+        with pytest.raises(OSError) as caught:
+            look()
+        assert caught.value.errno == number
+
+
+def test_a_process_table_that_lacks_this_process_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_LINUX", False)
+    monkeypatch.setattr(identity, "_output_of", lambda *_: "")  # ps(1) was not to be had
+    with pytest.raises(OSError, match="it does not hold this process"):
+        identity.process_table()
 
 
 def test_another_start_is_another_process() -> None:

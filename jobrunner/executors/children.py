@@ -132,9 +132,8 @@ class Children:
         if orphan is not None:
             seen = (orphan.runner_id, orphan.claims, orphan.latest_heartbeat.isoformat())
         order = Order(job_id, runner_id, self._executor_class, configured(), self._imports, seen)
-        process = await asyncio.to_thread(_begun, order)
+        process, family = await asyncio.to_thread(_begun, order)
         loop = asyncio.get_running_loop()
-        family = Family.of(process.pid, runner_id)
         child = self.by_job[job_id] = Child(job_id, runner_id, process, family, loop.create_future())
         threading.Thread(target=_wait_for, args=(child, loop), name="jobrunner-child", daemon=True).start()
         self._spawn(self._see_to(child))
@@ -261,7 +260,7 @@ def _words_of(code: int) -> str:
     return f"its process ended with code {code} and wrote no outcome"
 
 
-def _begun(order: Order) -> "subprocess.Popen[bytes]":
+def _begun(order: Order) -> tuple["subprocess.Popen[bytes]", Family]:
     process = subprocess.Popen(
         [sys.executable, "-m", "jobrunner.executors.child"],
         stdin=subprocess.PIPE,
@@ -269,9 +268,15 @@ def _begun(order: Order) -> "subprocess.Popen[bytes]":
         start_new_session=True,  # Ctrl-C at the worker's terminal is not meant for it
     )
     assert process.stdin is not None
+    try:
+        family = Family.of(process.pid, order.runner_id)
+    except OSError:  # nobody could end it: it gets no order
+        process.kill()
+        process.communicate()
+        raise
     with suppress(BrokenPipeError), process.stdin:  # it died at once: its end says so
         process.stdin.write(order.to_line())
-    return process
+    return process, family
 
 
 def _wait_for(child: Child, loop: asyncio.AbstractEventLoop) -> None:

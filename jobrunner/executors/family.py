@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -17,6 +18,7 @@ _RECORD_VARIABLE = "JOBRUNNER_RECORD"
 _TERMINATE_S = 3.0  # what a job has started may take to end by itself, once the job is killed
 _KILL_WITHIN_S = 5.0  # what SIGKILL has not ended by then is another user's, or stuck in the kernel
 _LOOK_S = 0.1
+_READ_WITHIN_S = 3.0  # a shortage of descriptors passes, as a rule
 
 _Mark = tuple[int, int]
 
@@ -53,34 +55,51 @@ class Family:
 
     def signal(self, number: signal.Signals) -> None:
         """Signal each process that lives now, parents first."""
-        for stat in self._live():
-            _send(stat, number)
+        with suppress(OSError):  # they cannot be looked for: `left` says so
+            for stat in self._live():
+                _send(stat, number)
 
     def kill(self) -> None:
         """End what lives, and what it starts meanwhile; return when nothing does, or nothing more helps."""
         give_up_s = monotonic_s() + _KILL_WITHIN_S
-        while live := self._live():
-            for number in (signal.SIGSTOP, signal.SIGKILL):  # what is stopped starts nothing more
-                for stat in live:
-                    _send(stat, number)
-            if monotonic_s() > give_up_s:
-                return
-            time.sleep(_LOOK_S)
+        with suppress(OSError):
+            while live := self._live():
+                for number in (signal.SIGSTOP, signal.SIGKILL):  # what is stopped starts nothing more
+                    for stat in live:
+                        _send(stat, number)
+                if monotonic_s() > give_up_s:
+                    return
+                time.sleep(_LOOK_S)
 
     def see_off(self) -> str:
         """End all but the spared, with SIGTERM first; return what still lives, as `left` does."""
         give_up_s = monotonic_s() + _TERMINATE_S
         self.signal(signal.SIGTERM)
-        while self._live() and monotonic_s() < give_up_s:
-            time.sleep(_LOOK_S)
+        with suppress(OSError):
+            while self._live() and monotonic_s() < give_up_s:
+                time.sleep(_LOOK_S)
         self.kill()
         return self.left()
 
     def left(self) -> str:
         """Return the processes that still live, for people; empty: there are none."""
-        return ", ".join(described(stat.pid) for stat in self._live())
+        try:
+            return ", ".join(described(stat.pid) for stat in self._live())
+        except OSError as error:
+            return f"whatever it has started: the processes cannot be listed ({error.strerror})"
 
     def _live(self) -> list[ProcessStat]:
+        """Look for them; raises OSError where a shortage of descriptors or memory does not pass."""
+        give_up_s = monotonic_s() + _READ_WITHIN_S
+        while True:
+            try:
+                return self._look()
+            except OSError:
+                if monotonic_s() > give_up_s:
+                    raise
+            time.sleep(_LOOK_S)
+
+    def _look(self) -> list[ProcessStat]:
         if self.child is None:
             return []
         table = process_table()

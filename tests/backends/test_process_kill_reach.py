@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from jobrunner import procfs
 from jobrunner.backends.base import Observation
 from jobrunner.backends.process import looking
 from jobrunner.identity import ProcessIdentity, process_table, variable_of
@@ -22,6 +23,17 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, an
 
 # The shell between ends at once: the sleeper has a session of its own, and no parent of the job.
 DAEMON = "(setsid sh -c 'sleep 60 & echo $!' &) ; sleep 61"
+# A thread of it works on after the main one has ended: /proc says "Z" of it, as of a zombie.
+HEADLESS = textwrap.dedent(
+    """
+    import ctypes, os, signal, threading, time
+    if {deaf}:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print(os.getpid(), flush=True)
+    ctypes.CDLL(None).pthread_exit(None)
+    """
+)
 NAMELESS_DAEMON = "(env -i setsid sh -c '/bin/sleep 60 & echo $!' &) ; sleep 61"
 
 
@@ -205,3 +217,53 @@ def test_a_process_that_sigkill_does_not_end_is_named_after_a_while(
     assert (ended.phase, ended.external_state) == (Phase.CANCELLED, "left behind")
     assert f"left behind: process {command.pid} (" in ended.message
     assert "which SIGKILL does not end" in ended.message
+
+
+def headless(pid: int) -> ProcessIdentity:
+    until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z"))
+    return alive(pid)
+
+
+@linux_only
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_kill_ends_a_command_whose_main_thread_has_ended(jobs: Jobs, deaf: bool) -> None:
+    it = jobs.submit(jobs.spec(sys.executable, "-c", HEADLESS.format(deaf=deaf), stop_grace_s=0.2))
+    command = headless(int(jobs.until_printed(it)[0]))
+    ended = jobs.end(it, cancelling=True)
+    assert (ended.phase, ended.external_state) == (
+        Phase.CANCELLED,
+        "signal SIGKILL" if deaf else "signal SIGTERM",
+    )
+    assert command.standing() == "dead"
+
+
+@linux_only
+@pytest.mark.parametrize("has_wrapper", [True, False])
+def test_a_kill_ends_a_detached_process_whose_main_thread_has_ended(jobs: Jobs, has_wrapper: bool) -> None:
+    script = '(setsid "$0" -c "$1" &) ; sleep 61'
+    spec = jobs.spec("/bin/sh", "-c", script, sys.executable, HEADLESS.format(deaf=True), stop_grace_s=0.2)
+    it = jobs.submit(spec)
+    daemon = headless(a_detached(jobs, it).pid)
+    if not has_wrapper:  # then nothing but its environment says whose it is
+        kill_wrapper(it)
+    assert jobs.end(it, cancelling=True).phase is Phase.CANCELLED
+    assert daemon.standing() == "dead"
+
+
+@linux_only
+def test_a_process_that_cannot_be_seen_is_not_waited_for_without_end(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = jobs.submit(jobs.sh(DAEMON, stop_grace_s=0.3))
+    daemon = a_detached(jobs, it)
+    look = procfs.stat_of
+    # As /proc mounted with hidepid=2 does for a process of another user.
+    monkeypatch.setattr(procfs, "stat_of", lambda pid: None if pid == daemon.pid else look(pid))
+    jobs.cancel(it)
+    until(Path(it, "exit").exists)
+    assert isinstance(answer := jobs.look(it), Observation)
+    assert answer.message == "its last processes have not ended yet"
+    monkeypatch.setattr(looking, "_LEFT_S", 0.0)
+    ended = jobs.end(it, cancelling=True)
+    assert ended.phase is Phase.CANCELLED
+    assert f"left behind: what process {record(it)['wrapper'][0]}, its wrapper, waits for" in ended.message

@@ -89,16 +89,15 @@ class Canceller:
         known = asked.tree if asked is not None else frozenset[Mark]()
         live = processes_of(directory, start, known, snapshot)
         self._wake_wrapper(start, snapshot)
-        if not live:
-            self._asked.pop(directory.path, None)
-            doubtful = start.identity(start.command).standing() == "unknown"
-            return f"it cannot be told whether process {start.command[0]} lives" if doubtful else None
         now_s = monotonic_s()
+        if not live and asked is None:
+            return _doubt(start)
         # Written before the first signal, so that an end by it is never taken for the job's own.
         asked = asked or CancelRecord(
             at=wrapper.utc_text(), reason=wrapper.readable(reason)[:_REASON_LENGTH], asked_s=now_s
         )
         is_due = now_s - asked.asked_s >= start.stop_grace_s
+        # Also where nothing is seen alive: what is left unseen is waited for no longer than the rest.
         noted = asked.model_copy(
             update={
                 "tree": asked.tree.union(live),
@@ -107,6 +106,9 @@ class Canceller:
         )
         if noted != asked:
             self._write(directory, noted)
+        if not live:
+            self._asked.pop(directory.path, None)
+            return _doubt(start)
         if is_due:
             doomed.append(_Doomed(directory, start, noted, live))
             return None
@@ -162,6 +164,12 @@ class Canceller:
         stat = snapshot.table.get(start.wrapper[0])
         if stat is not None and stat.is_stopped:
             send(start.identity(start.wrapper), signal.SIGCONT)
+
+
+def _doubt(start: StartRecord) -> str | None:
+    """Return why it cannot be said that nothing of a job lives, of which nothing was seen."""
+    is_unknown = start.identity(start.command).standing() == "unknown"
+    return f"it cannot be told whether process {start.command[0]} lives" if is_unknown else None
 
 
 def _guarded(step: Callable[[], str | None]) -> str | None:

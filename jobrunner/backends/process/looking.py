@@ -69,10 +69,9 @@ class Look:
             return RemoteError(doubt)
         restarted = start.identity(start.wrapper).boot_id != boot_id()
         if cancel is not None and not restarted:
-            found = processes_of(directory, start, cancel.tree, self.snapshot)
-            left = sorted(found.values(), key=lambda stat: (stat.started, stat.pid))
-            if left or _has_unseen(start, cancel, self.snapshot):
-                return _of_left(directory, start, ended, cancel, left)
+            stopping = self._of_stopping(directory, start, ended, cancel)
+            if stopping is not None:
+                return stopping
         if ended is not None:
             return _ended(directory, start, ended, cancel)
         if restarted:
@@ -102,8 +101,28 @@ class Look:
             return _live(directory, start, "running", message)
         found = processes_of(directory, start, cancel.tree, self.snapshot)
         left = sorted(found.values(), key=lambda stat: (stat.started, stat.pid))
+        if not left:
+            return _live(directory, start, "stopping", f"its last processes have not ended yet; {gone}")
         observation = _of_left(directory, start, ended, cancel, left)
         return replace(observation, message=f"{observation.message}; {gone}")
+
+    def _of_stopping(
+        self, directory: RecordDirectory, start: StartRecord, ended: ExitRecord | None, cancel: CancelRecord
+    ) -> Observation | None:
+        """Say where a cancelled job is of which something is left; None: nothing is."""
+        found = processes_of(directory, start, cancel.tree, self.snapshot)
+        left = sorted(found.values(), key=lambda stat: (stat.started, stat.pid))
+        if left:
+            return _of_left(directory, start, ended, cancel, left)
+        if not _has_unseen(start, self.snapshot):
+            return None
+        if not _is_overdue(cancel):
+            return _live(directory, start, "stopping", "its last processes have not ended yet")
+        if ended is None and start.identity(start.command).standing() == "dead":
+            return None  # its end is yet to be recorded
+        wrapper = start.wrapper[0]
+        words = f"what process {wrapper}, its wrapper, waits for: {unixname()} cannot see it"
+        return _left_behind(directory, start, ended, cancel, words)
 
     @staticmethod
     def _of_unended(
@@ -151,14 +170,18 @@ def _of_left(
     left: list[ProcessStat],
 ) -> Observation:
     """Say where a cancelled job is of which processes are left."""
-    if not left:
-        return _live(directory, start, "stopping", "its last processes have not ended yet")
     if not _is_given_up(cancel, left):
         number = "1 process has" if len(left) == 1 else f"{len(left)} processes have"
         return _live(directory, start, "stopping", f"{number} not ended yet")
     named = [f"{described(stat.pid)}, {_why_left(stat)}" for stat in left[:_NAMED_MOST]]
     more = f"; and {len(left) - _NAMED_MOST} more" if len(left) > _NAMED_MOST else ""
-    words = f"left behind: {'; '.join(named)}{more}"
+    return _left_behind(directory, start, ended, cancel, f"{'; '.join(named)}{more}")
+
+
+def _left_behind(
+    directory: RecordDirectory, start: StartRecord, ended: ExitRecord | None, cancel: CancelRecord, what: str
+) -> Observation:
+    words = f"left behind: {what}"
     if ended is None:
         return Observation(Phase.CANCELLED, "left behind", words, _detail(directory, start, None))
     observation = _ended(directory, start, ended, cancel)
@@ -166,23 +189,26 @@ def _of_left(
     return replace(observation, message=message)
 
 
-def _has_unseen(start: StartRecord, cancel: CancelRecord, snapshot: Snapshot) -> bool:
+def _has_unseen(start: StartRecord, snapshot: Snapshot) -> bool:
     """Whether the wrapper of a cancelled job still waits for processes that no look at the table has met.
 
     It stays as long as it has any: they may start one another, and end, faster than the table is read.
     """
-    if cancel.killed_s is not None and monotonic_s() - cancel.killed_s >= _LEFT_S:
-        return False
     # Those that are seen, and are not of this job, are wrappers of jobs that it has started.
     has_seen = any(not stat.has_ended for stat in snapshot.children.get(start.wrapper[0], []))
     return not has_seen and start.identity(start.wrapper).standing() == "alive"
+
+
+def _is_overdue(cancel: CancelRecord) -> bool:
+    """Whether SIGKILL was due so long ago that what is left is waited for no more."""
+    return cancel.killed_s is not None and monotonic_s() - cancel.killed_s >= _LEFT_S
 
 
 def _is_given_up(cancel: CancelRecord, left: list[ProcessStat]) -> bool:
     """Whether SIGKILL was due, and does not end what is left: another user's, or stuck in the kernel."""
     if cancel.killed_s is None:
         return False
-    return monotonic_s() - cancel.killed_s >= _LEFT_S or not any(may_signal(stat.pid) for stat in left)
+    return _is_overdue(cancel) or not any(may_signal(stat.pid) for stat in left)
 
 
 def _why_left(stat: ProcessStat) -> str:
