@@ -728,11 +728,32 @@ def test_another_runner_carries_a_cancel_on(jobs: Jobs) -> None:
     assert jobs.end(it, cancelling=True).external_state == "signal SIGKILL"
 
 
-def test_success_after_a_cancel_stays_a_success(jobs: Jobs) -> None:
-    it = jobs.submit(jobs.sh("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done"))
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_command_that_answers_sigterm_with_an_exit_code_was_cancelled(jobs: Jobs, code: int) -> None:
+    it = jobs.submit(jobs.sh(f"trap 'exit {code}' TERM; echo ready; while :; do sleep 0.05; done"))
     jobs.until_printed(it)
     jobs.cancel(it)
-    assert jobs.end(it).phase is Phase.SUCCEEDED
+    ended = jobs.end(it)
+    assert (ended.phase, ended.external_state) == (Phase.CANCELLED, f"exited {code}")
+    assert ended.message == f"it exited {code} after SIGTERM"
+    assert ended.detail["exit_code"] == code
+
+
+@pytest.mark.parametrize(("code", "phase"), [(0, Phase.SUCCEEDED), (3, Phase.FAILED)])
+def test_a_command_that_ended_by_itself_before_the_signal_has_its_true_outcome(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, code: int, phase: Phase
+) -> None:
+    it = jobs.submit(jobs.sh(f'while [ ! -e "{jobs.records_dir}/go" ]; do sleep 0.01; done; exit {code}'))
+    write = RecordDirectory.write_cancel
+
+    def slowly(self: RecordDirectory, noted: CancelRecord) -> None:
+        write(self, noted)
+        Path(jobs.records_dir, "go").touch()
+        until(Path(it, "exit").exists)
+
+    monkeypatch.setattr(RecordDirectory, "write_cancel", slowly)
+    jobs.cancel(it)
+    assert jobs.end(it, cancelling=True).phase is phase
 
 
 def test_a_failure_before_the_cancel_stays_a_failure(jobs: Jobs) -> None:

@@ -124,6 +124,39 @@ def test_a_monitor_that_shall_kill_on_exit_kills_and_says_so(
     assert "its monitor was stopped by SIGTERM" in row["message"]
 
 
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize(
+    ("column", "state", "why"),
+    [
+        ("kill_requested_at", JobState.KILLED, "killed"),
+        ("deadline_at", JobState.FAILED, "the timeout has passed, and the work was cancelled"),
+    ],
+)
+def test_a_kill_ends_as_killed_and_a_timeout_as_failed_whatever_the_command_makes_of_sigterm(
+    start_on_sqlite: Monitors,
+    sqlite_database: Database,
+    sqlite_url: str,
+    tmp_path: Path,
+    code: int,
+    column: str,
+    state: JobState,
+    why: str,
+) -> None:
+    polite = f"trap 'exit {code}' TERM; touch {tmp_path}/up; while true; do sleep 0.1; done"
+    monitor = start_on_sqlite(command=["sh", "-c", polite])
+    monitor.hear("started")
+    until(lambda: only_row(sqlite_database)["external_state"] == "running" and (tmp_path / "up").exists())
+    plain_sql(sqlite_url, f"UPDATE job SET {column} = datetime('now', '-1 seconds')")
+    if column == "deadline_at":  # it is read with the claim
+        monitor.send(signal.SIGKILL)
+        monitor.end()
+        monitor = start_on_sqlite(attach=1)
+    monitor.end()
+    row = only_row(sqlite_database)
+    assert (row["state"], row["message"]) == (state, f"{why} (it exited {code} after SIGTERM)")
+    assert row["detail"]["exit_code"] == code
+
+
 def test_a_second_signal_releases_at_once(
     start_on_sqlite: Monitors, sqlite_database: Database, tmp_path: Path
 ) -> None:

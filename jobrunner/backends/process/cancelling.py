@@ -106,6 +106,10 @@ class Canceller:
         )
         if noted != asked:
             self._write(directory, noted)
+        if start.command in noted.tree - known and start.identity(start.command).standing() == "dead":
+            # It ended by itself while that was written, before any signal: its true outcome stays.
+            noted = noted.model_copy(update={"tree": noted.tree - {start.command}})
+            self._write(directory, noted)
         if not live:
             self._asked.pop(directory.path, None)
             return _doubt(start)

@@ -90,12 +90,7 @@ class Look:
             return _ended(directory, None, ended, None)
         start = stand_in(directory, () if cancel is None else cancel.tree, self.snapshot)
         if start is None:
-            if ended is not None:
-                return _ended(directory, None, ended, cancel)
-            if cancel is None:
-                return Gone(reason=f"{gone}, and none of its processes lives")
-            message = f"it ended after it was cancelled; {gone}, so its exit code is unknown"
-            return Observation(Phase.CANCELLED, "ended", message, _detail(directory, None, None))
+            return _of_gone(directory, ended, cancel, gone)
         if cancel is None:
             message = f"{gone}: its processes live and it goes on, but its outcome may stay unknown"
             return _live(directory, start, "running", message)
@@ -150,6 +145,18 @@ class Look:
             message = "it ended after it was cancelled; its wrapper was killed, so its exit code is unknown"
             return Observation(Phase.CANCELLED, "ended", message, _detail(directory, start, None))
         return Gone(reason="its wrapper was killed before the exit code was recorded", certain=True)
+
+
+def _of_gone(
+    directory: RecordDirectory, ended: ExitRecord | None, cancel: CancelRecord | None, gone: str
+) -> Observation | Gone:
+    """Say where a job is whose record `start` is gone, and of which nothing lives."""
+    if ended is not None:
+        return _ended(directory, None, ended, cancel)
+    if cancel is None:
+        return Gone(reason=f"{gone}, and none of its processes lives")
+    message = f"it ended after it was cancelled; {gone}, so its exit code is unknown"
+    return Observation(Phase.CANCELLED, "ended", message, _detail(directory, None, None))
 
 
 def why_not_here(start: StartRecord) -> str | None:
@@ -229,13 +236,15 @@ def _ended(
     detail = _detail(directory, start, ended)
     if ended.error is not None:
         return Observation(Phase.FAILED, "not started", ended.error, detail)
-    if ended.code == 0:
-        return Observation(Phase.SUCCEEDED, "exited 0", "", detail)
     name = ended.signal_name
     word = f"exited {ended.code}" if name is None else name if name.startswith("signal") else f"signal {name}"
-    message = f"exit code {ended.code}" if name is None else f"killed by {name}"
+    # Seen alive by whoever cancelled it, so it ended by that, whatever it made of SIGTERM.
     if cancel is not None and (start is None or start.command in cancel.tree):
-        return Observation(Phase.CANCELLED, word, message if name is None else f"ended by {name}", detail)
+        message = f"it exited {ended.code} after SIGTERM" if name is None else f"ended by {name}"
+        return Observation(Phase.CANCELLED, word, message, detail)
+    if ended.code == 0:
+        return Observation(Phase.SUCCEEDED, word, "", detail)
+    message = f"exit code {ended.code}" if name is None else f"killed by {name}"
     if ended.disk_full:
         message += f"; the disk of its log was full: free space under {directory.path}"
     return Observation(Phase.FAILED, word, message, detail)
