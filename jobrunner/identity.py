@@ -78,7 +78,8 @@ def pid_namespace() -> str:
         return ""
     try:
         link = str(Path("/proc/self/ns/pid").readlink())  # "pid:[4026531836]"
-    except OSError:  # no /proc, or one that hides it: then there is no telling
+    except OSError as error:  # no /proc, or one that hides it: then there is no telling
+        procfs.pass_over(error)
         return ""
     return link.partition("[")[2].rstrip("]")
 
@@ -172,11 +173,11 @@ class ProcessIdentity:
         Only a process of this boot and this pid namespace can be found dead: of another boot, which may be
         another machine's, or in another container, the number means another process here, or none.
         """
-        if not self.boot_id or self.boot_id != boot_id():
-            return "unknown"
-        if self.namespace != pid_namespace() or not can_name_processes():
-            return "unknown"
         try:
+            if not self.boot_id or self.boot_id != boot_id():
+                return "unknown"
+            if self.namespace != pid_namespace() or not can_name_processes():
+                return "unknown"
             stat = stat_of(self.pid)
         except OSError:  # it may not be looked at, or this process lacks the means to
             return "unknown"
@@ -343,7 +344,8 @@ def _mac_machine_id() -> str:
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:  # absent, as in most containers, or unreadable: the caller has a fallback
+    except OSError as error:  # absent, as in most containers, or unreadable: the caller has a fallback
+        procfs.pass_over(error)  # which must not be kept where it only cannot be opened now
         return ""
 
 

@@ -77,7 +77,7 @@ def _other_threads(pid: int) -> list[int]:
     try:
         threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  (names only)
     except OSError as error:
-        _pass_over(error)
+        pass_over(error)
         return []
     return [int(thread) for thread in threads if int(thread) != pid]
 
@@ -94,11 +94,11 @@ def _read(path: str) -> bytes | None:
         with open(path, "rb") as file:  # noqa: PTH123  (read for thousands at a time)
             return file.read()
     except OSError as error:
-        _pass_over(error)
+        pass_over(error)
         return None
 
 
-def _pass_over(error: OSError) -> None:
-    """Take what cannot be read for gone or hidden, unless this process lacks the means to read it."""
+def pass_over(error: OSError) -> None:
+    """Take what cannot be read for gone or hidden; raises where this process lacks the means to read it."""
     if error.errno in _SHORTAGES:
         raise error

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import errno
 import json
 import os
 import subprocess
@@ -29,7 +28,7 @@ from jobrunner.backends.process.output import Output
 from jobrunner.backends.process.records import RecordDirectory, marked
 from jobrunner.backends.process.spec import ProcessSpec, check_spec
 from jobrunner.backends.process.tree import RECORD_VARIABLE
-from jobrunner.errors import BackendError, SpecError, SubmitRejected, SubmitTooLate, Throttled
+from jobrunner.errors import BackendError, NotSent, SpecError, SubmitRejected, SubmitTooLate
 from jobrunner.identity import host_id, unixname
 from jobrunner.record_places import is_in_sight, parts_of
 from jobrunner.settings import ConnectionSettings, get_settings
@@ -59,8 +58,8 @@ class ProcessBackend:
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         """Start the command and return its external id; with a token that was used, the id of then.
 
-        Raises `SubmitRejected` when it cannot be started here, `Throttled` when the host has no
-        processes left, `SubmitTooLate` when `find` proved it absent first.
+        Raises `SubmitRejected` when it cannot be started here, `NotSent` when this process or the host has
+        no room for it now, `SubmitTooLate` when `find` proved it absent first.
         """
         return await asyncio.to_thread(_submit, _parsed(spec), self._records_here(), token)
 
@@ -148,6 +147,8 @@ def _submit(spec: ProcessSpec, records_dir: str, token: str) -> str:
         directory.make()
         order = _order(spec, directory)
     except OSError as error:
+        if error.errno in wrapper.PASSING:
+            raise NotSent(_shortage(error)) from error
         raise SubmitRejected(_directory_trouble(directory, error)) from error
     result, message = _spawn(order, directory.path)
     if result in {"started", "already"}:
@@ -156,7 +157,7 @@ def _submit(spec: ProcessSpec, records_dir: str, token: str) -> str:
         msg = "another runner had already proved this submission absent: nothing was started"
         raise SubmitTooLate(msg)
     if result == "busy":
-        raise Throttled(message)
+        raise NotSent(message)
     raise SubmitRejected(message)
 
 
@@ -204,8 +205,8 @@ def _spawn(order: wrapper.Order, path: str) -> tuple[str, str]:
             env=environment,
         )
     except OSError as error:
-        if error.errno in {errno.EAGAIN, errno.ENOMEM}:
-            return "busy", "the host can start no more processes now"
+        if error.errno in wrapper.PASSING:
+            return "busy", _shortage(error)
         return "failed", f"Python itself, {sys.executable}, cannot be started ({error.strerror}): repair it"
     with process:
         try:
@@ -247,7 +248,13 @@ def _find(baseline: str, token: str) -> Found | Absent:
     return Found(directory.path) if first is not None and first.by == "wrapper" else Absent()
 
 
+def _shortage(error: OSError) -> str:
+    return f"this process can start no more now ({error.strerror}): it is tried again"
+
+
 def _directory_trouble(directory: RecordDirectory, error: OSError) -> str:
+    if error.errno in wrapper.PASSING:
+        return _shortage(error)
     place = error.filename or directory.path
     return (
         f"the record directory {directory.path} cannot be written ({error.strerror}: {place}): "

@@ -54,7 +54,11 @@ class Canceller:
 
         Raises nothing: trouble with one job must not keep the others from being cancelled.
         """
-        snapshot, troubles, doomed = Snapshot(), dict[str, str](), list[_Doomed]()
+        troubles, doomed = dict[str, str](), list[_Doomed]()
+        try:
+            snapshot = Snapshot()
+        except OSError as error:
+            return dict.fromkeys(external_ids, _trouble(error))
         for external_id in external_ids:
             directory = RecordDirectory(external_id)
             trouble = _guarded(lambda: self._cancel(directory, reason, snapshot, doomed))  # noqa: B023  # run at once
@@ -154,9 +158,12 @@ class Canceller:
                 job.frozen |= job.live.keys()
             if not fresh:
                 break
-            snapshot = Snapshot()
-            for job in doomed:
-                job.live = processes_of(job.directory, job.start, job.asked.tree | job.frozen, snapshot)
+            try:
+                snapshot = Snapshot()
+                for job in doomed:
+                    job.live = processes_of(job.directory, job.start, job.asked.tree | job.frozen, snapshot)
+            except OSError:  # what is frozen is known; what else there is, the next call meets
+                break
         for job in doomed:
             for mark in job.frozen | job.live.keys():
                 job.trouble = _signal(job.start, mark, signal.SIGKILL) or job.trouble
@@ -183,7 +190,11 @@ def _guarded(step: Callable[[], str | None]) -> str | None:
     except BackendError as error:
         return str(error)
     except OSError as error:
-        return f"it could not be cancelled ({error})"
+        return _trouble(error)
+
+
+def _trouble(error: OSError) -> str:
+    return f"it could not be cancelled ({error})"
 
 
 def _signal(start: StartRecord, mark: Mark, number: signal.Signals) -> str | None:

@@ -59,6 +59,8 @@ class Look:
             return self._of_started(directory, start)
         except RecordError as error:
             return RemoteError(str(error))
+        except OSError as error:  # for want of descriptors, or of ps(1)
+            return RemoteError(f"the processes of this host cannot be listed now ({error.strerror})")
 
     def _of_started(self, directory: RecordDirectory, start: StartRecord) -> Observation | Gone | RemoteError:
         ended, cancel = directory.exit(), directory.cancel()

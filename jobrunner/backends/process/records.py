@@ -141,8 +141,7 @@ class RecordDirectory:
         except FileExistsError:
             if not path.is_dir():
                 raise
-        else:
-            wrapper.sync_directory(str(path.parent))
+        wrapper.sync_directory(str(path.parent))  # also of one that an earlier try made and could not sync
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
 

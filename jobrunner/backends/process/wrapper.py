@@ -32,9 +32,16 @@ SPARE_SIZE = 4096
 
 Result = Literal["started", "already", "refused", "failed", "busy"]
 EXIT_CODES: dict[Result, int] = {"started": 0, "already": 10, "refused": 11, "failed": 12, "busy": 13}
+PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""Errors of a host, or of a process, that has no room now for one more process, descriptor or page.
+
+Others end and make room, so a start that met one is tried again. A full disk is none of them: nobody makes
+room on it but a person, who is told at once.
+"""
 _LOG_IS_FULL_BELOW = 64 * 1024  # bytes; the last blocks of a file system are often not to be had
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _RECORD_TRIES = 3600  # one a second
+_EXEC_TRIES, _EXEC_REST_S = 20, 0.5  # within the time in which the submitter waits for an answer
 _MESSAGE_LENGTH = 600  # letters, each of them 6 bytes at most in JSON: it fits into the spare
 
 
@@ -51,12 +58,13 @@ class Order(TypedDict):
 
 def write_new(directory: str, name: str, record: Mapping[str, Any]) -> None:
     """Create a record with its content, at once, durably. Raises FileExistsError when it stands already."""
-    temporary = _write_temporary(directory, name, record)
-    try:
-        os.link(temporary, os.path.join(directory, name))
-    finally:
-        os.unlink(temporary)
-    sync_directory(directory)
+    # Opened first: once the name stands, no shortage of descriptors may look as if it did not.
+    with _to_sync(directory):
+        temporary = _write_temporary(directory, name, record)
+        try:
+            os.link(temporary, os.path.join(directory, name))
+        finally:
+            os.unlink(temporary)
 
 
 def write_over(directory: str, name: str, record: Mapping[str, Any]) -> None:
@@ -87,11 +95,25 @@ def make_spare(directory: str, spare: str) -> None:
 
 def sync_directory(directory: str) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _to_sync(directory):
+        pass
+
+
+class _to_sync:  # noqa: N801  # used as a function; contextlib would double what the process imports
+    """Make the names in a directory durable when the block has ended well."""
+
+    def __init__(self, directory: str) -> None:
+        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
 
 
 def _write_temporary(directory: str, name: str, record: Mapping[str, Any]) -> str:
@@ -181,11 +203,23 @@ def _run_command(order: Order, log: int, go: int, report: int) -> NoReturn:
             stage = "cwd"
             os.chdir(order["cwd"])
             stage = "exec"
-            os.execvpe(order["command"][0], order["command"], order["env"])  # noqa: S606
+            _become(order)
     except OSError as error:
         os.write(report, f"{stage} {error.errno}".encode())
     finally:
         os._exit(127)
+
+
+def _become(order: Order) -> NoReturn:
+    """Become the command, also where the host has no room for it for a moment. Raises OSError."""
+    for tries_left in reversed(range(_EXEC_TRIES)):
+        try:
+            os.execvpe(order["command"][0], order["command"], order["env"])  # noqa: S606
+        except OSError as error:
+            if error.errno not in PASSING or not tries_left:
+                raise
+        time.sleep(_EXEC_REST_S)
+    raise AssertionError  # it has become the command, or has raised
 
 
 def _is_disk_full(directory: str) -> bool:
@@ -296,14 +330,33 @@ def _stay_with_what_is_left(directory: str) -> None:
             return
 
 
+def why_not_begun(directory: str, error: OSError) -> tuple[Result, str]:
+    """Return what an error means that kept a command from being started, and a sentence for people.
+
+    Raises the error where a record of a start stands: whose it is, the submitter has to find out.
+    """
+    if error.errno not in PASSING:
+        return "failed", (
+            f"the record directory {directory} cannot be written ({error.strerror}): free or repair it"
+        )
+    if os.path.exists(os.path.join(directory, START)):
+        raise error
+    return "busy", f"this host has no room for it now ({error.strerror}): it is tried again"
+
+
 def _begin(order: Order, spares: list[str], answer: int) -> tuple[int, int] | None:
     """Start the command under the record `start`; return its pid and the pipe that tells of a failure.
 
     None: it may not or cannot be started, and nothing runs. That has been answered.
     """
     directory = order["directory"]
-    (wait_go, go), (wait_report, report) = os.pipe(), os.pipe()
     command, message = 0, ""
+    result: Result
+    try:
+        (wait_go, go), (wait_report, report) = os.pipe(), os.pipe()
+    except OSError as error:
+        _answer(answer, *why_not_begun(directory, error))
+        return None
     try:
         log = _open_private(os.path.join(directory, LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for spare in spares:
@@ -315,13 +368,7 @@ def _begin(order: Order, spares: list[str], answer: int) -> tuple[int, int] | No
         os.close(log)
         result = _claim(order, command)
     except OSError as error:
-        if error.errno in {errno.EAGAIN, errno.ENOMEM}:
-            result, message = "busy", "the host can start no more processes now"
-        else:
-            result = "failed"
-            message = (
-                f"the record directory {directory} cannot be written ({error.strerror}): free or repair it"
-            )
+        result, message = why_not_begun(directory, error)
     os.close(report)
     if result == "started":
         os.rename(os.path.join(directory, spares[1]), os.path.join(directory, CANCEL_SPARE))
@@ -345,7 +392,11 @@ def _begin(order: Order, spares: list[str], answer: int) -> tuple[int, int] | No
 
 def _supervise(order: Order, answer: int) -> None:
     """Be the wrapper: start the command, tell how that went, wait for its end and record it."""
-    _detach()
+    try:
+        _detach()
+    except OSError as error:
+        _answer(answer, *why_not_begun(order["directory"], error))
+        return
     spares = [f"{name}.spare.{os.getpid()}" for name in (EXIT, CANCEL)]
     begun = _begin(order, spares, answer)
     if begun is None:
@@ -370,8 +421,14 @@ def main() -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     order: Order = json.loads(sys.stdin.buffer.read())  # cut short when the submitter died: an error here
-    wait_answer, answer = os.pipe()
-    if os.fork() == 0:
+    try:
+        wait_answer, answer = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        result, message = why_not_begun(order["directory"], error)
+        _answer(1, result, message)
+        return EXIT_CODES[result]
+    if child == 0:
         try:
             _supervise(order, answer)
         finally:
