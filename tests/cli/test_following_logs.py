@@ -68,8 +68,7 @@ def test_what_was_read_is_not_read_again(followed: Followed) -> None:
     followed.append(b"one\ntwo\r\n")
     assert followed.look() == ["one", "two"]
     assert followed.look() == []
-    assert followed.output._file is not None
-    assert followed.output._file.tell() == followed.path.stat().st_size
+    assert followed.output._at == followed.path.stat().st_size
 
 
 def test_a_line_that_has_not_ended_is_kept_until_it_has(followed: Followed) -> None:
@@ -106,6 +105,44 @@ def test_a_file_that_was_truncated_is_read_from_its_start(followed: Followed) ->
     assert len(followed.look()) == 2
     followed.path.write_bytes(b"new\n")
     assert followed.look() == ["new"]
+
+
+@pytest.mark.parametrize("count", [5, 6, 200, 200_000])
+def test_a_file_that_was_truncated_and_has_grown_past_its_old_size_is_read_from_its_start(
+    followed: Followed, count: int
+) -> None:
+    followed.append(b"".join(b"old %d\n" % n for n in range(5)))
+    assert followed.look() == [f"old {n}" for n in range(5)]
+    followed.path.write_bytes(b"".join(b"new %d\n" % n for n in range(count)))  # the same inode
+    assert followed.look() == [f"new {n}" for n in range(count)]
+    followed.append(b"more\n")
+    assert followed.look() == ["more"]
+
+
+def test_a_long_file_that_was_truncated_again_and_again_is_read_whole_each_time(followed: Followed) -> None:
+    for turn in range(3):
+        lines = [f"turn {turn} line {n}" for n in range(20_000 + turn)]
+        followed.path.write_bytes(("\n".join(lines) + "\n").encode())
+        assert followed.look() == lines
+
+
+@pytest.mark.parametrize("how", ["truncated", "rotated"])
+def test_a_line_that_had_not_ended_there_is_given_and_not_continued(followed: Followed, how: str) -> None:
+    followed.append(b"one\nhalf a li")
+    assert followed.look() == ["one"]
+    if how == "rotated":
+        followed.path.rename(followed.path.with_suffix(".1"))
+    followed.path.write_bytes(b"a new line that is longer\n")
+    assert followed.look() == ["half a li", "a new line that is longer"]
+
+
+def test_a_file_that_was_emptied_and_stays_so_gives_nothing_again(followed: Followed) -> None:
+    followed.append(b"one\n")
+    assert followed.look() == ["one"]
+    followed.path.write_bytes(b"")
+    assert followed.look() == []
+    followed.append(b"one\n")
+    assert followed.look() == ["one"]
 
 
 def test_a_line_without_an_end_does_not_fill_the_memory(followed: Followed) -> None:

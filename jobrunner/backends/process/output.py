@@ -10,6 +10,7 @@ from jobrunner.backends.process.records import RecordDirectory
 from jobrunner.errors import BackendError
 
 _BYTES_A_READ = 256 * 1024
+_TAIL = 4096  # bytes before the place that was reached, by which the file is known again
 _LONGEST_LINE = 1024 * 1024  # bytes; a progress bar may never end its line
 
 
@@ -17,12 +18,17 @@ class Output:
     """The file of one job's output. Each reading gives what is new, so a long log is read once.
 
     A file that was rotated is read to its end and then the new one from its start; one that was truncated,
-    from its start again.
+    from its start again. That is seen by its size, or by other text before the place that was reached: only
+    where the new output has grown past there and repeats the old exactly, it looks like more of the same.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: BinaryIO | None = None
+        self._at = 0
+        """The place that was reached."""
+        self._tail = b""
+        """What stands right before it."""
         self._rest = b""
         """The start of a line that has not ended yet."""
         self._was_cut = False
@@ -52,8 +58,7 @@ class Output:
         try:
             if self._file is None and not self._open():
                 return []
-            lines = self._some()
-            return lines or (self._some() if self._has_moved() else [])
+            return self._some() or self._of_the_next()
         except OSError as error:
             msg = f"{self._path} cannot be read ({error.strerror}): make it readable for this user"
             raise BackendError(msg) from error
@@ -61,7 +66,7 @@ class Output:
     def _open(self) -> bool:
         """Open the file; False: nothing was ever started that could have written one."""
         try:
-            self._file = self._path.open("rb")
+            self._file = self._path.open("rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, so no path
             directory = str(self._path.parent)
             if RecordDirectory(directory).exists():
@@ -71,8 +76,7 @@ class Output:
 
     def _some(self) -> list[str]:
         """Return the lines of the next part of the file; none at its end."""
-        assert self._file is not None  # for the type checker
-        while data := self._file.read(_BYTES_A_READ):
+        while data := self._data():
             whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
             texts = _texts(whole) if newline else []
             if texts and self._was_cut and not texts[0]:
@@ -85,22 +89,42 @@ class Output:
                 return texts
         return []
 
-    def _has_moved(self) -> bool:
-        """Whether the path names another file by now, or the file is shorter than what was read of it."""
+    def _data(self) -> bytes:
+        """Return the next part of the file; nothing at its end, or where it is not the file any more.
+
+        One read gives it together with what was read before, so that the two belong together.
+        """
+        assert self._file is not None  # for the type checker
+        data = os.pread(self._file.fileno(), len(self._tail) + _BYTES_A_READ, self._at - len(self._tail))
+        if not data.startswith(self._tail):
+            return b""
+        fresh = data[len(self._tail) :]
+        self._at += len(fresh)
+        self._tail = data[-_TAIL:]
+        return fresh
+
+    def _of_the_next(self) -> list[str]:
+        """Return some lines of what has taken the place of all that was read; none where nothing has."""
         assert self._file is not None  # for the type checker
         try:
             there = self._path.stat()
         except FileNotFoundError:
-            return False
+            return []
         here = os.fstat(self._file.fileno())
         if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
             self.close()
-            return self._open()
-        if there.st_size < self._file.tell():
-            self._file.seek(0)
-            self._rest = b""
-            return True
-        return False
+            if not self._open():
+                return []
+        elif not self._was_truncated():
+            return []
+        # A line that was not ended there is not continued here.
+        lines = _texts(self._rest) if self._rest else []
+        self._at, self._tail, self._rest, self._was_cut = 0, b"", b"", False
+        return lines + self._some()
+
+    def _was_truncated(self) -> bool:
+        assert self._file is not None  # for the type checker
+        return os.pread(self._file.fileno(), len(self._tail), self._at - len(self._tail)) != self._tail
 
 
 def _texts(data: bytes) -> list[str]:
