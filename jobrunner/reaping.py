@@ -19,3 +19,13 @@ def reaped_until(child: int) -> int:
         pid, status = os.waitpid(-1, 0)
         if pid == child:
             return os.waitstatus_to_exitcode(status)
+
+
+def reaped_now(child: int) -> int | None:
+    """Reap what has ended; return the exit code of `child`, as `reaped_until`, or None: it goes on."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            return None

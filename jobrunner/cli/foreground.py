@@ -1,6 +1,8 @@
 """Running a job in the foreground: from its start to the exit code."""
 
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -82,6 +84,10 @@ def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
     return ExitCode.SUCCESS
 
 
+_SAME_SIGNAL_S = 0.5
+"""What is sent to a whole group of processes arrives twice: by itself, and by way of the guardian."""
+
+
 class _Stopped(KeyboardInterrupt):
     """SIGTERM or SIGHUP, as what ends a user's code just as Ctrl-C does."""
 
@@ -122,10 +128,16 @@ def _code_of(state: JobState) -> int:
 
 @contextmanager
 def _stops_as_interrupts() -> Iterator[None]:
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise _Stopped(number)
+    last_s = -math.inf
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        nonlocal last_s
+        before_s, last_s = last_s, time.monotonic()
+        if last_s - before_s > _SAME_SIGNAL_S:
+            raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
+
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in stopping}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in before:
         signal.signal(number, interrupt)

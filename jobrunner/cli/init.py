@@ -12,6 +12,9 @@ from contextlib import suppress
 
 from jobrunner.reaping import fork_to_reap, reaped_until
 
+OWN_PROCESS = object()
+"""The object of a context whose command line is that of its process, and not called by another program."""
+
 _PASSED_ON = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
     *(signal.SIGCONT, signal.SIGWINCH),

@@ -10,7 +10,7 @@ import click
 from jobrunner.cli import streams
 from jobrunner.cli.exits import tell
 from jobrunner.cli.groups import Lazy, LazyGroup
-from jobrunner.cli.init import leave_pid_1
+from jobrunner.cli.init import OWN_PROCESS, leave_pid_1
 from jobrunner.cli.output import flush_output
 
 _COMMANDS = {
@@ -37,6 +37,8 @@ class _Main(LazyGroup):
         leave_pid_1()
         streams.make_usable()
         extra |= {"prog_name": "jobrunner", "standalone_mode": False}  # however it was called
+        if args is None:
+            extra["obj"] = OWN_PROCESS
         # The interpreter's last collection looks at every mapped class: a quarter of a short command's time.
         atexit.register(gc.freeze)
         try:

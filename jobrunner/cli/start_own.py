@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -56,6 +57,7 @@ def own(
 
     path = ctx.info_name or ""
     given = _parsed(arguments)
+    guardian = os.getpid() if detach else _guardian(ctx)
     log_as_words()
     job = _make(path, given)
     is_watched = isinstance(job, MonitorJob)
@@ -71,12 +73,21 @@ def own(
         return queue(job, as_json=as_json)
     # The output of code that runs in this process would tear a live line apart.
     with Live(as_json=as_json, quiet=not is_watched) as live:
-        see_off = None if is_watched else Family.of_this_process().see_off
+        see_off = None if is_watched else Family.of_this_process(guardian).see_off
         make: Any = registry.load_executor_class("LocalExecutor")
         job.executor = make(on_started=live.started, see_off=see_off)
         if is_watched:
             return watch_to_the_end(job.run, live)
         return run_own_code(job.run, live)
+
+
+def _guardian(ctx: click.Context) -> int:
+    """Go on under a guardian, and return its pid; this process's own where it is another program's."""
+    from jobrunner.cli.init import OWN_PROCESS
+    from jobrunner.executors.guardian import go_on_in_foreground_under_guardian
+
+    is_ours = ctx.obj is OWN_PROCESS and threading.active_count() == 1
+    return go_on_in_foreground_under_guardian() if is_ours else os.getpid()
 
 
 def _counts(resources: Iterable[tuple[str, str]]) -> dict[str, float]:

@@ -48,10 +48,10 @@ class Family:
         return cls(ProcessIdentity.of(guardian), runner_id, frozenset({os.getpid(), guardian}))
 
     @classmethod
-    def of_this_process(cls) -> Self:
-        """Return the family of this process, but for itself; what it starts from now on is marked."""
+    def of_this_process(cls, guardian: int) -> Self:
+        """Return the family of this process, as `around`; what it starts from now on is marked."""
         mark = os.environ[CHILD_VARIABLE] = uuid.uuid4().hex
-        return cls(ProcessIdentity.of(os.getpid()), mark, frozenset({os.getpid()}))
+        return cls.around(guardian, mark)
 
     def signal(self, number: signal.Signals) -> None:
         """Signal each process that lives now, parents first."""

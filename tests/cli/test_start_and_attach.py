@@ -1,6 +1,8 @@
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -244,6 +246,73 @@ def test_a_job_is_taken_over_only_from_where_its_records_are(jobrunner: CommandL
     elsewhere.rename(records)
     go.touch()
     assert jobrunner("attach", job_id).says("exit code 7")
+
+
+def _daemon_and_code(process: "subprocess.Popen[str]") -> tuple[psutil.Process, psutil.Process]:
+    """Return the daemon of `Daemonizes`, and the process of its code, in which no stranger was met."""
+    assert process.stdout is not None
+    lines = dict(process.stdout.readline().rsplit(" ", 1) for _ in range(2))
+    return psutil.Process(int(lines["daemon"])), psutil.Process(int(lines["no stranger"]))
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="has no guardian")
+
+
+@linux_only
+@pytest.mark.parametrize(("how", "code"), [("kill", 3), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_killed_job_of_ones_own_leaves_no_daemon_behind_that_was_forked_and_nothing_more(
+    own_jobs: CommandLine, how: str, code: int
+) -> None:
+    process, job_id = own_jobs.begin_job("my_jobs:Daemonizes")
+    daemon, _ = _daemon_and_code(process)
+    if how == "kill":
+        assert own_jobs("kill", job_id, "--wait").code == 0
+    else:
+        process.send_signal(signal.Signals[how])
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert own_jobs("show", job_id, "--json").json["state"] == "killed"
+    assert _is_gone(daemon)
+
+
+@linux_only
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_whole_group_of_a_job_of_ones_own_counts_once(
+    own_jobs: CommandLine, number: signal.Signals, code: int
+) -> None:
+    process, job_id = own_jobs.begin_job("my_jobs:Daemonizes")
+    daemon, code_process = _daemon_and_code(process)
+    process.send_signal(number)  # as timeout(1) does: to the process, and to all of its group
+    code_process.send_signal(number)
+    _, words = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in words) == (code, False)
+    assert own_jobs("show", job_id, "--json").json["state"] == "killed"
+    assert _is_gone(daemon)
+
+
+@linux_only
+def test_what_a_job_of_ones_own_leaves_when_it_ends_by_itself_lives_on(own_jobs: CommandLine) -> None:
+    process, job_id = own_jobs.begin_job("my_jobs:LeavesDaemon")
+    daemon, _ = _daemon_and_code(process)
+    assert process.wait(60) == 0
+    assert own_jobs("show", job_id, "--json").json["state"] == "success"
+    assert not _is_gone(daemon)
+    daemon.kill()
+
+
+@linux_only
+def test_the_code_of_a_job_of_ones_own_ends_with_the_process_that_was_started(own_jobs: CommandLine) -> None:
+    process, _ = own_jobs.begin_job("my_jobs:Daemonizes")
+    daemon, code = _daemon_and_code(process)
+    process.kill()
+    process.wait(60)
+    daemon.kill()
+    psutil.wait_procs([code], timeout=60)
+    assert _is_gone(code)
 
 
 def test_a_job_of_a_module_that_is_not_here_is_listed_shown_and_killed(own_jobs: CommandLine) -> None:
