@@ -68,9 +68,10 @@ def _passing_on(child: int) -> int:
     while True:
         told = signal.sigwaitinfo({*_MEANT_FOR_CODE, signal.SIGCHLD})
         if told.si_signo != signal.SIGCHLD:
-            if (
+            is_of_a_process = (
                 told.si_code <= 0
-            ):  # of a process: what the kernel sends for the terminal, the child gets as well
+            )  # what the kernel sends for the terminal, the child gets as well
+            if is_of_a_process:
                 with suppress(ProcessLookupError):
                     os.kill(child, told.si_signo)
             continue
