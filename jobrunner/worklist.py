@@ -220,6 +220,7 @@ class SilentKind:
     connection: str | None
     host_id: str | None
     host_uid: int | None
+    count: int
 
 
 def silent_kinds(conn: Connection) -> list[SilentKind]:
@@ -227,7 +228,7 @@ def silent_kinds(conn: Connection) -> list[SilentKind]:
     job, _ = tables()
     kind = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid)
     is_adoptable = (job.c.state == JobState.RUNNING) & job.c.adoptable  # before the age, which is dear
-    statement = select(*kind).distinct().where(is_adoptable, _has_missed_a_beat())
+    statement = select(*kind, func.count()).where(is_adoptable, _has_missed_a_beat()).group_by(*kind)
     return [SilentKind(*row) for row in conn.execute(statement)]
 
 

@@ -23,8 +23,8 @@ from jobrunner.worklist import Judgeable
 
 log = get_logger(__name__)
 
-_REST = 20.0  # times what it took to ask for the kinds of silent jobs: so long the answer stands
-_REST_MOST_S = 10.0
+_ASK_A_S = 10_000  # silent jobs of whose kinds is asked in a second: where there are more, the answer stands
+_ASK_AGAIN_S = 10.0  # ... for so long at most
 _LIVES_S = 60.0  # for which a look at the processes of a job holds
 _LATE = 1.5  # heartrates, after which a beat of our own is late, and so may be those of others
 
@@ -86,8 +86,8 @@ class Sweeping:
         asked_s = monotonic_s()
         if self._judgeable is None or asked_s >= self._judgeable_until_s:
             kinds = await self._means.read(worklist.silent_kinds)
-            answered_s = monotonic_s()
-            self._judgeable_until_s = answered_s + min(_REST_MOST_S, _REST * (answered_s - asked_s))
+            stands_s = min(_ASK_AGAIN_S, sum(kind.count for kind in kinds) / _ASK_A_S)
+            self._judgeable_until_s = asked_s + stands_s
             serving = self._means.serving
             here = [kind for kind in kinds if identity.can_serve(kind.host_id)]
             served = [kind for kind in here if serving.why_not(kind.job_type, kind.connection) is None]
