@@ -67,6 +67,13 @@ class ToStandardError(logging.Handler):
         """Have none: the writer does one thing at a time, and one that hangs must not hold up the exit."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record that passes the filters: as any handler does, without the lock."""
+        passed: bool | logging.LogRecord = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         text = self.format(record) + "\n"
