@@ -86,6 +86,17 @@ def test_a_worker_beats_on_and_stops_in_good_order(jobrunner: CommandLine, full_
     assert jobrunner("kill", "1", "--wait").code == 0
 
 
+def test_the_child_of_a_worker_beats_on(own_jobs: CommandLine, full_pipe: int) -> None:
+    own_jobs("start", "my_jobs:Endless", "--detach")
+    worker = _process(own_jobs, full_pipe, "worker", "--processes", "1")
+    until(lambda: [row[1] for row in _rows(own_jobs)] == ["running", "running"])
+    _beats_go_on_after_an_outage(own_jobs)
+    assert [row[2] for row in _rows(own_jobs)] == [1, 1]
+    assert own_jobs("kill", "1", "--wait").code == 0
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+
+
 def test_a_command_in_the_foreground_beats_on_and_exits_with_its_outcome(
     jobrunner: CommandLine, full_pipe: int
 ) -> None:
