@@ -107,7 +107,8 @@ def main(guardian: int) -> int:
         except JobrunnerError as trouble:  # it was deleted or taken over, or the database stays away
             log.warning("the job ended", job=order.job_id, error=trouble)
         return ENDED
-    signal.signal(signal.SIGTERM, _interrupting(job))
+    interrupt = _interrupting(job)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         run_claimed(job, database, claim, Family.around(guardian, order.runner_id).see_off)
     except KeyboardInterrupt:
@@ -116,6 +117,9 @@ def main(guardian: int) -> int:
         log.warning("the job ended", job=order.job_id, error=error)
     except Exception as error:  # the job's own code's: its outcome is written, and here is where it came from
         log.error("the job failed", job=order.job_id, error=error, exc_info=True)
+    finally:
+        if signal.getsignal(signal.SIGTERM) is interrupt:  # there is no code any more to be interrupted
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return ENDED
 
 

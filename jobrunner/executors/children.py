@@ -5,6 +5,7 @@ for it, under its own claim.
 """
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from jobrunner.executors.base import counted
 from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
 from jobrunner.executors.family import CHILD_VARIABLE, Family
 from jobrunner.executors.resting import Resting
+from jobrunner.heartbeat import lost_because
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import EarlyEnd, early_end
@@ -39,6 +41,10 @@ OBEY_S = 10.0
 """Seconds for which a child may go on after a kill or its deadline, beyond its next beat."""
 TERMINATE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
+LINGER_S = 60.0
+"""Seconds for which a child may go on after it has written its job's outcome: threads, `atexit` hooks."""
+LINGER_IN_DRAIN_S = 10.0
+"""The same, once its worker takes nothing more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +62,12 @@ class Child:
     """Since when it should have ended: a kill is wished, or its deadline has passed."""
     why: EarlyEnd | None = None
     """What its job ends as, if it has to be ended by us."""
+    done_since_s: float | None = None
+    """Since when its job was seen to have ended by its own outcome: only its process goes on."""
+    claim: Claim | None = None
+    """Its claim, once that was seen."""
+    lost_since_s: float | None = None
+    """Since when its job was seen to be taken from it, ended or deleted by others; inf: that was said."""
     ending: asyncio.Task[None] | None = None
 
 
@@ -78,6 +90,7 @@ class Children:
         self._persist = persist
         self._imports = tuple(imports)
         self._most = most
+        self._linger_s: float | None = None
         self.by_job: dict[int, Child] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resting: Resting[int] = Resting()
@@ -139,32 +152,76 @@ class Children:
         self._spawn(self._see_to(child))
 
     async def look(self) -> None:
-        """See that children whose jobs shall end do so. Raises `DatabaseError`."""
-        if not self.by_job:
+        """See that children whose jobs shall end do so, and those whose jobs have. Raises `DatabaseError`."""
+        for child in self.by_job.values():
+            self._bound_lingering(child)
+        asked = [child for child in self.by_job.values() if child.done_since_s is None]
+        if not asked:
             return
-        rows = await asyncio.to_thread(self._rows, list(self.by_job))
-        for row, why in rows:
-            child = self.by_job.get(row["id"])
-            if child is None or row["runner_id"] != child.runner_id:
-                continue
-            # One whose job has ended by itself ends in its own time; a kill reaches it whatever its row says.
-            if row["state"] is not JobState.RUNNING and (why is None or row["state"] is JobState.SUCCESS):
-                continue
-            if why is None:
-                child.over_since_s = None
-            elif child.over_since_s is None:
-                child.over_since_s = monotonic_s()
-            elif child.ending is None and monotonic_s() > child.over_since_s + row["heartrate"] + OBEY_S:
-                child.why = why
-                child.ending = self._spawn(self._end(child))
+        rows = await asyncio.to_thread(self._rows, [child.job_id for child in asked])
+        for child in asked:
+            row, why = rows.get(child.job_id, (None, None))
+            if row is not None and row["runner_id"] == child.runner_id:
+                child.claim = Claim(child.job_id, child.runner_id, row["claims"])
+                self._look_at(child, row, why)
+            self._name_lost(child, row)
 
-    def _rows(self, ids: list[int]) -> list[tuple[RowMapping, EarlyEnd | None]]:
-        """Return the rows, and how their jobs have to end if they have to before their code does."""
+    def _look_at(self, child: Child, row: RowMapping, why: EarlyEnd | None) -> None:
+        # A kill reaches it whatever its row says, except that it has succeeded.
+        if row["state"] is not JobState.RUNNING and (why is None or row["state"] is JobState.SUCCESS):
+            if row["state"] is not JobState.LOST:  # that was written by others, and its code may still run
+                child.done_since_s = monotonic_s()
+        elif why is None:
+            child.over_since_s = None
+        elif child.over_since_s is None:
+            child.over_since_s = monotonic_s()
+        elif child.ending is None and monotonic_s() > child.over_since_s + row["heartrate"] + OBEY_S:
+            child.why = why
+            log.warning("a child does not end by itself: it is being ended", job=child.job_id)
+            child.ending = self._spawn(self._end(child))
+
+    def _name_lost(self, child: Child, row: RowMapping | None) -> None:
+        """Say of code that goes on without its job where it is: only a person may know whether to end it."""
+        is_lost = row is None or row["runner_id"] != child.runner_id or row["state"] is JobState.LOST
+        if child.claim is None or not is_lost or child.over_since_s is not None:
+            child.lost_since_s = None
+        elif child.lost_since_s is None:
+            child.lost_since_s = monotonic_s()
+        elif monotonic_s() > child.lost_since_s + LINGER_S:
+            child.lost_since_s = math.inf
+            log.warning(
+                "a process goes on without its job, and keeps its place: if it hangs, end it by its pid",
+                job=child.job_id,
+                pid=child.process.pid,
+                why=lost_because(child.claim, row),
+            )
+
+    def _bound_lingering(self, child: Child) -> None:
+        """End a process whose job has ended, and which goes on for too long: it keeps a place from others."""
+        if child.done_since_s is None or child.ending is not None:
+            return
+        linger_s = LINGER_S if self._linger_s is None else self._linger_s
+        if monotonic_s() > child.done_since_s + linger_s:
+            log.warning(
+                "a job has ended, and its process has not: it is being ended, and the outcome stands",
+                job=child.job_id,
+                pid=child.process.pid,
+                after_s=linger_s,
+            )
+            child.ending = self._spawn(self._end(child))
+
+    def _rows(self, ids: list[int]) -> dict[int, tuple[RowMapping, EarlyEnd | None]]:
+        """Return the rows by their ids, and how their jobs have to end where that is before their code does."""
         with self._database.read() as connection:
             now = statements.now(connection)
-            return [(row, early_end(row, now)) for row in statements.get_many(connection, ids)]
+            return {row["id"]: (row, early_end(row, now)) for row in statements.get_many(connection, ids)}
 
     async def wait(self, timeout_s: float) -> bool:
+        """Start nothing more, and wait until all children have ended; False: some go on."""
+        self._linger_s = min(LINGER_S, LINGER_IN_DRAIN_S)
+        return await self.until_idle(timeout_s)
+
+    async def until_idle(self, timeout_s: float) -> bool:
         """Wait until all children have ended; False: some go on."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout_s)
@@ -233,7 +290,6 @@ class Children:
         return True
 
     async def _end(self, child: Child) -> None:
-        log.warning("a child does not end by itself: it is being ended", job=child.job_id)
         await asyncio.to_thread(child.family.signal, signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(TERMINATE_S):

@@ -94,7 +94,7 @@ async def _run_one(database: Database, order: CodeOrder) -> str | None:
     children = Children(database, EXECUTOR, persist, order.sender.imports)
     await children.start(order.job_id, order.orphan)
     trouble = Trouble()
-    while not await children.wait(_LOOK_S):
+    while not await children.until_idle(_LOOK_S):
         try:
             await children.look()
             trouble.ends()

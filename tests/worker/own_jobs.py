@@ -1,9 +1,11 @@
 """Jobs with code of their own, as a child process meets them."""
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,33 @@ class ExitOnKill(Patient):
 
     def on_kill(self) -> None:
         os._exit(0)
+
+
+class LeavesThread(_Own):
+    """Returns at once, and leaves a thread, and a process, that do not end."""
+
+    def _execute(self) -> None:
+        subprocess.Popen(["sh", "-c", f"echo left $$ >> {self.notes}; exec sleep 600"])
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        self.note("ran")
+
+
+class LeavesThreadAndFails(_Own):
+    """As `LeavesThread`, and fails."""
+
+    def _execute(self) -> None:
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        self.note("ran")
+        raise ValueError("no luck")
+
+
+class HangsAtExit(_Own):
+    """Returns at once, and hangs in what is called at the end of its process; it heeds no SIGTERM."""
+
+    def _execute(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        atexit.register(time.sleep, 600)
+        self.note("ran")
 
 
 class Again(_Own, adoptable=True):

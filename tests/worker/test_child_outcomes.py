@@ -21,7 +21,7 @@ from tests.helpers import insert_job, plain_sql, row_of
 from tests.runner.support import in_loop, soon
 from tests.worker import own_jobs
 from tests.worker.test_children import ROOT, all_dead, pids, said, store
-from tests.worker.workers import a_worker
+from tests.worker.workers import Working, a_worker
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +160,87 @@ def test_a_job_that_is_deleted_while_its_class_cannot_be_loaded_leaves_no_traceb
     assert child.main(os.getpid()) == child.ENDED
     assert "was deleted" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+# --- processes that outlive their jobs ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job_class", "end"),
+    [
+        (own_jobs.LeavesThread, (JobState.SUCCESS, "done")),
+        (own_jobs.LeavesThreadAndFails, (JobState.FAILED, "ValueError: no luck")),
+        (own_jobs.HangsAtExit, (JobState.SUCCESS, "done")),
+    ],
+)
+@in_loop
+async def test_a_process_that_goes_on_after_its_jobs_outcome_is_ended_and_gives_its_place_back(
+    database: Database,
+    notes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    job_class: type[BaseJob],
+    end: tuple[JobState, str],
+) -> None:
+    monkeypatch.setattr(children, "LINGER_S", 0.5)
+    monkeypatch.setattr(children, "TERMINATE_S", 0.3)
+    lingers = store(job_class, notes)
+    async with a_worker(database, processes=1) as working:
+        assert await until_ended(database, lingers) == end
+        good = store(own_jobs.Good, notes)
+        assert await until_ended(database, good) == (JobState.SUCCESS, "done")
+        await soon(lambda: not working.worker._code.by_job)
+    assert await until_ended(database, lingers) == end
+    await soon(lambda: all_dead(notes))
+    words = [each.getMessage() for each in caplog.records if f"job={lingers} " in each.getMessage()]
+    (word,) = [each for each in words if "its process has not" in each]
+    assert "pid=" in word
+
+
+@in_loop
+async def test_a_process_whose_deleted_job_had_ended_is_ended_all_the_same(
+    sqlite_database: Database, sqlite_url: str, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "LINGER_S", 5.0)
+    lingers = store(own_jobs.LeavesThread, notes)
+    async with a_worker(sqlite_database, processes=1) as working:
+        await until_ended(sqlite_database, lingers)
+        child = working.worker._code.by_job[lingers]  # type: ignore[index]
+        await soon(lambda: child.done_since_s is not None)
+        plain_sql(sqlite_url, f"DELETE FROM job_event WHERE job_id = {lingers}")
+        plain_sql(sqlite_url, f"DELETE FROM job WHERE id = {lingers}")
+        await soon(lambda: not working.worker._code.by_job)
+    await soon(lambda: all_dead(notes))
+
+
+@in_loop
+async def test_a_worker_that_stops_waits_for_an_outcome_and_not_for_what_its_process_leaves(
+    sqlite_database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "LINGER_IN_DRAIN_S", 0.2)
+    lingers = store(own_jobs.LeavesThread, notes)
+    working = Working(sqlite_database, drain_timeout=600.0)
+    await until_ended(sqlite_database, lingers)
+    working.worker.stop("told to")
+    assert await working.end() is JobState.SUCCESS
+    await soon(lambda: all_dead(notes))
+
+
+@in_loop
+async def test_code_whose_job_others_ended_goes_on_and_is_named(
+    sqlite_database: Database,
+    sqlite_url: str,
+    notes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(children, "LINGER_S", 0.5)
+    job_id = store(own_jobs.Compute, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        plain_sql(sqlite_url, f"UPDATE job SET state = 'lost' WHERE id = {job_id}")
+        await soon(lambda: "goes on without its job" in caplog.text)
+        assert not all_dead(notes)  # only a kill or a timeout ends code
+        (record,) = [each for each in caplog.records if "without its job" in each.getMessage()]
+        assert f"job={job_id}" in record.getMessage()
+        os.kill(pids(notes)[0], signal.SIGKILL)

@@ -16,6 +16,7 @@ import pytest
 from jobrunner import worklist
 from jobrunner.cli.spelling import why_waiting
 from jobrunner.database import Database
+from jobrunner.executors import children
 from jobrunner.executors.dask_tasks import ELSEWHERE, CodeOrder, Sender, run_one
 from jobrunner.models import BaseJob, ProcessMonitorJob
 from jobrunner.settings import configured
@@ -370,6 +371,16 @@ def test_a_second_copy_of_a_task_ends_untouched(
     assert run_one(order) is None
     assert row_of(database, job_id) == first
     assert len(notes.read_text().splitlines()) == 1
+
+
+def test_a_task_ends_though_its_process_goes_on_after_the_outcome(
+    sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(children, "LINGER_S", 0.5)
+    job_id = a_code_job(own_jobs.LeavesThread, tmp_path / "notes")
+    assert run_one(an_order(sqlite_database, job_id)) is None
+    assert row_of(sqlite_database, job_id)["state"] is JobState.SUCCESS
 
 
 def test_a_task_that_sees_another_database_does_nothing(database: Database, tmp_path: Path) -> None:
