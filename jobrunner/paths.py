@@ -5,10 +5,12 @@ A service user, a container or a cron job may have no HOME and no entry in the p
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of a path's two slashes only one is left
 _TEMPORARY = ("/var/tmp", "/tmp")  # noqa: S108  # a private directory in it, whose owner is checked
 
 
@@ -17,6 +19,8 @@ def absolute(given: str | os.PathLike[str]) -> Path:
     text = os.fspath(given)
     if not text.strip():
         raise ValueError("is empty: name a path")
+    if _URL.match(text):  # it may hold a password, which a directory would be named after
+        raise ValueError("is a URL: name a path")
     if "\0" in text:
         raise ValueError("holds a NUL character")
     try:

@@ -61,6 +61,10 @@ _CONNINFO = re.compile(
 _AUTHORIZATION = re.compile(
     r"\b(?:proxy-)?authorization\s*[:=]\s*(?:bearer\s+|basic\s+)?(?P<value>[^\s'\"]+)", re.IGNORECASE
 )
+_PAIR = re.compile(
+    r"(?P<name>[A-Za-z_][\w.-]*)(?:['\"]\s*[:=]\s*|\s*:\s+|:(?=['\"]))['\"]?(?!\$\{env:)[^\s'\",}\]]"
+)
+"""A name and its value as JSON, YAML and headers have them; `auth:8000` is a host and its port."""
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
@@ -107,35 +111,60 @@ def _masked_password(found: re.Match[str]) -> str:
 def remember_secrets(options: Mapping[str, object]) -> None:
     """Remember the secrets among a connection's options, so that no message repeats one."""
     for key, value in options.items():
-        if isinstance(value, Mapping):
-            remember_secrets(value)
-        elif isinstance(value, str):
-            if looks_secret(key):
-                remember(value.strip())
-            elif found := _WHOLE_URL.match(value.strip()):
-                password, at, _ = found["rest"].rpartition("@")
-                if at:
-                    remember(unquote(password))
+        _remember(value, is_secret=looks_secret(key))
+
+
+def _remember(value: object, *, is_secret: bool) -> None:
+    """Remember what is secret in a value. Whatever is below a name that looks secret is one."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _remember(item, is_secret=is_secret or looks_secret(str(key)))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _remember(item, is_secret=is_secret)
+    elif isinstance(value, str):
+        if is_secret:
+            remember(value.strip())
+        elif found := _WHOLE_URL.match(value.strip()):
+            password, at, _ = found["rest"].rpartition("@")
+            if at:
+                remember(unquote(password))
 
 
 def mask_value(key: str, value: object) -> str:
     """Return how the value of `key` may be shown: masked where the key or the value is secret."""
+    if isinstance(value, Mapping) and not looks_secret(key):
+        named = _named_by(value)
+        shown = (
+            f"{inner}: {mask_value(named if str(inner).lower() == 'value' else str(inner), item)}"
+            for inner, item in value.items()
+        )
+        return "{" + ", ".join(shown) + "}"
+    if isinstance(value, list | tuple) and not looks_secret(key):
+        options = ["", *(each if _is_secret_option(each) else "" for each in value)]
+        return "[" + ", ".join(mask_value(*pair) for pair in zip(options, value, strict=False)) + "]"
     text = "" if value is None else str(value)
     if text and looks_secret(key) and not is_reference(text):
         return MASK
-    if isinstance(value, Mapping):
-        return (
-            "{" + ", ".join(f"{inner}: {mask_value(str(inner), item)}" for inner, item in value.items()) + "}"
-        )
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(mask_value("", item) for item in value) + "]"
-    if _PRIVATE_KEY.search(text):
+    if _PRIVATE_KEY.search(text) or _holds_secret_pair(text):
         return MASK
     if key.lower().endswith("url") and not _ANY_URL.match(text):
         text = _CONNINFO.sub(_masked_word, text)
         if "@" in text:  # no URL, but meant as one: what stands before the @ may be a password
             text = f"{MASK}{text[text.rindex('@') :]}"
     return mask_url(text)
+
+
+def _holds_secret_pair(text: str) -> bool:
+    """Whether a text holds `"client_secret": ...`: a table that could not be read as one, or a header."""
+    return any(looks_secret(found["name"]) for found in _PAIR.finditer(text))
+
+
+def _named_by(value: Mapping[object, object]) -> str:
+    """Return the name that a name/value pair gives its value; "value" where it is no such pair."""
+    lowered = {str(key).lower(): key for key in value}
+    named = value.get(lowered.get("name", lowered.get("key")))
+    return named if isinstance(named, str) else "value"
 
 
 def find_secret(value: object) -> str | None:
@@ -167,11 +196,10 @@ def _secrets(value: object, path: str) -> Iterator[str]:
 
 
 def _secrets_of_mapping(value: Mapping[object, object], path: str) -> Iterator[str]:
-    lowered = {str(key).lower(): key for key in value}
-    named = value.get(lowered.get("name", lowered.get("key")))
+    named = _named_by(value)
     for key, item in value.items():
         inner = f"{path}.{key}" if path else str(key)
-        is_value_of_secret = str(key).lower() == "value" and isinstance(named, str) and looks_secret(named)
+        is_value_of_secret = str(key).lower() == "value" and looks_secret(named)
         if (is_value_of_secret or looks_secret(str(key))) and _is_literal(item):
             yield inner
         else:

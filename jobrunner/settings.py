@@ -8,6 +8,7 @@
 See docs/configuration.md for the table of settings and the order of the sources.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -30,9 +31,19 @@ from jobrunner.database_url import DatabaseUrl
 from jobrunner.errors import SettingsError
 from jobrunner.redaction import mask_value, remember_secrets
 from jobrunner.references import has_reference, resolve
-from jobrunner.settings_sources import ENV_PREFIX, Leaf, Tree, explain, gather, leaves, plain
+from jobrunner.settings_sources import (
+    ENV_PREFIX,
+    Leaf,
+    Tree,
+    explain,
+    gather,
+    leaves,
+    plain,
+    secret_name,
+)
 
 _Value = TypeVar("_Value")
+_KIND = re.compile(r"\w[\w.-]{0,99}")
 _NO_HOME = Path("/nonexistent/jobrunner")
 
 
@@ -75,6 +86,13 @@ class ConnectionSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     kind: str
+
+    @field_validator("kind")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not _KIND.fullmatch(value):
+            raise ValueError("must be the name of a kind, such as batch or airbyte")
+        return value
 
     @property
     def options(self) -> dict[str, Any]:
@@ -274,19 +292,19 @@ class Settings(BaseSettings):
 
     def provenance(self) -> list[tuple[str, str, str]]:
         """Return (key, value as it may be shown, where it was set) for every setting, sorted by key."""
-        found = {".".join(path): leaf for path, leaf in leaves(self._tree) if leaf.value != {}}
+        found = {path: leaf for path, leaf in leaves(self._tree) if leaf.value != {}}
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if not isinstance(value, dict) and name not in found:
-                found[name] = Leaf(value, "default")
-        return [
+            if not isinstance(value, dict) and (name,) not in found:
+                found[name,] = Leaf(value, "default")
+        return sorted(
             (
-                key,
-                "not set" if leaf.value is None else mask_value(key.rpartition(".")[2], leaf.value),
+                ".".join(path),
+                "not set" if leaf.value is None else mask_value(secret_name(path), leaf.value),
                 leaf.source,
             )
-            for key, leaf in sorted(found.items())
-        ]
+            for path, leaf in found.items()
+        )
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """Show no secret, in no log and no traceback."""

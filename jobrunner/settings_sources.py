@@ -5,7 +5,7 @@ A tree is a dictionary of names to trees or to a `Leaf`, which remembers where i
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from jobrunner.errors import SettingsError
 from jobrunner.findings import problem_of
 from jobrunner.paths import absolute, config_dirs, is_file_to_read
-from jobrunner.redaction import mask_value
+from jobrunner.redaction import looks_secret, mask_value
 
 ENV_PREFIX = "JOBRUNNER_"
 FILE_NAME = "jobrunner.toml"
 FILE_VARIABLE = "JOBRUNNER_CONFIG"
 
+_WANTS_TABLE = frozenset({"dict_type", "model_type", "model_attributes_type"})
 _LARGEST_FILE = 1024 * 1024
 
 
@@ -101,9 +102,33 @@ def explain(error: ValidationError, tree: Tree, known: Mapping[tuple[str, ...], 
     if first["type"] == "missing":
         return f'"{name}" is missing{where}: add it there'
     problem = problem_of(first)
-    shown = mask_value(path[-1], first["input"]) if not isinstance(first["input"], Mapping) else "a table"
+    shown = _shown(path, first["input"], wants_table=first["type"] in _WANTS_TABLE)
     advice = "" if ": " in problem else ": correct it there"  # our own words may say what to do
     return f"{name} = {shown}{where} {problem}{advice}"
+
+
+def _shown(path: tuple[str, ...], value: Any, *, wants_table: bool) -> str:
+    """Return a wrong value, or what it is where it cannot be quoted.
+
+    Nobody can tell which part of a table, or of a text in place of one, is a secret.
+    """
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        return "a text that is not valid JSON" if wants_table else "a text that begins like a table"
+    if wants_table:
+        return "a text" if isinstance(value, str) else "a single value"
+    return mask_value(secret_name(path), value)
+
+
+def secret_name(path: Sequence[str]) -> str:
+    """Return the name by which the value at a path is to be judged: whatever is below a secret is one.
+
+    The second part of a path is a name that somebody gave: of a connection, or of a job type.
+    """
+    return next((part for part in path[2:] if looks_secret(part)), path[-1])
 
 
 def _suggestion(name: str, known: frozenset[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobrunner import settings as module
+from jobrunner.cli.connections import all_connections
 from jobrunner.errors import SettingsError
 from jobrunner.settings import ConnectionSettings, Settings, configure, get_settings
 
@@ -178,7 +179,7 @@ def test_a_refused_configure_changes_nothing() -> None:
             {"postgres_options": "perhaps"},
             "postgres_options = perhaps (code) must be true or false: correct it there",
         ),
-        ({"job_types": 4}, "job_types = 4 (code) must be a table: correct it there"),
+        ({"job_types": 4}, "job_types = a single value (code) must be a table: correct it there"),
         (
             {"job_types": {"A": {"heartrat": 4}}},
             'unknown setting "job_types.A.heartrat" (code): did you mean "heartrate"?',
@@ -334,3 +335,86 @@ def test_an_empty_table_hides_no_other_file_and_is_not_listed(
     shown = {key for key, _, _ in get_settings().provenance()}
     assert "connections.a.url" in shown
     assert not shown & {"connections", "job_types"}
+
+
+_SECRET = "hunter2-Tr0ub4dor"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CONNECTIONS__AIRBYTE_DEFAULT", f'{{"url": "http://a", "client_secret": "{_SECRET}"'),
+        ("CONNECTIONS__AIRBYTE_DEFAULT", f"{{'client_secret': '{_SECRET}'}}"),
+        ("CONNECTIONS__AIRBYTE_DEFAULT", _SECRET),
+        ("CONNECTIONS__AIRBYTE_DEFAULT", f'["{_SECRET}"]'),
+        ("CONNECTIONS__AIRBYTE_DEFAULT", f'["{_SECRET}'),
+        ("CONNECTIONS", f'{{"airbyte_default": "{_SECRET}"}}'),
+        ("CONNECTIONS", f'{{"airbyte_default": ["{_SECRET}"]}}'),
+        ("CONNECTIONS", f'{{"airbyte_default": {{"kind": ["{_SECRET}"]}}}}'),
+        ("CONNECTIONS__AIRBYTE_DEFAULT__KIND", f"{{'client_secret': '{_SECRET}'}}"),
+        ("JOB_TYPES__X", f'{{"password": "{_SECRET}"'),
+        ("JOB_TYPES__X", _SECRET),
+        ("JOB_TYPES__X__HEARTRATE", f'{{"password": "{_SECRET}"'),
+        ("JOB_TYPES", f'["{_SECRET}"]'),
+        ("HEARTRATE", f'{{"password": "{_SECRET}"'),
+        ("HEARTRATE", f'"password": "{_SECRET}"'),
+        ("DATA_DIR", f"postgresql://u:{_SECRET}@h/x"),
+    ],
+)
+def test_a_wrong_value_in_place_of_a_table_is_named_and_not_quoted(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"JOBRUNNER_{variable}", value)
+    problem = _problem()
+    assert f"environment JOBRUNNER_{variable.partition('__')[0]}" in problem
+    assert _SECRET not in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"connections = ['{_SECRET}']",
+        f"[connections]\nairbyte_default = '{_SECRET}'",
+        f"[connections]\nairbyte_default = [{{client_secret = '{_SECRET}'}}]",
+        f"[[connections.airbyte_default]]\nclient_secret = '{_SECRET}'",
+        f"[connections.airbyte_default]\nkind = {{client_secret = '{_SECRET}'}}",
+        f"[job_types]\nX = ['{_SECRET}']",
+        f"[job_types.X]\nheartrate = ['{_SECRET}']",
+        f"[job_types.X.heartrate]\npassword = '{_SECRET}'",
+        f"database_url = ['{_SECRET}']",
+        f"[data_dir]\npassword = '{_SECRET}'",
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named_and_not_quoted(text: str, write_toml: WriteToml) -> None:
+    write_toml(text)
+    problem = _problem()
+    assert "jobrunner.toml" in problem
+    assert _SECRET not in problem
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("CLIENT_SECRET", f'{{"a": "{_SECRET}"}}'),
+        ("CLIENT_SECRET", f'{{"a": ["{_SECRET}"'),
+        ("CLIENT_SECRET__A__B", _SECRET),
+        ("OPTIONS", f'{{"client_secret": "{_SECRET}"'),
+        ("OPTIONS", f"{{'client_secret': '{_SECRET}'}}"),
+        ("HEADERS", f'["Authorization: Bearer {_SECRET}"]'),
+        ("COMMAND", f'["--password", "{_SECRET}"]'),
+        ("ENV", f'[{{"name": "PASSWORD", "value": "{_SECRET}"}}]'),
+    ],
+)
+def test_a_secret_in_any_form_is_masked_where_connections_are_shown(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBRUNNER_CONNECTIONS__A__KIND", "k")
+    monkeypatch.setenv(f"JOBRUNNER_CONNECTIONS__A__{option}", value)
+    settings = get_settings()
+    shown = [*settings.provenance(), repr(settings), repr(settings.connections["a"]), all_connections()]
+    assert _SECRET not in repr(shown)
+
+
+def test_a_url_in_place_of_the_file_is_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBRUNNER_CONFIG", f"postgresql://u:{_SECRET}@h/x")
+    assert _problem() == "JOBRUNNER_CONFIG is a URL: name a path"

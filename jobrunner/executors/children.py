@@ -211,7 +211,7 @@ class Children:
             child.ending = self._spawn(self._end(child))
 
     def _rows(self, ids: list[int]) -> dict[int, tuple[RowMapping, EarlyEnd | None]]:
-        """Return the rows by their ids, and how their jobs have to end where that is before their code does."""
+        """Return the rows by their ids, and how their jobs have to end if that is before their code does."""
         with self._database.read() as connection:
             now = statements.now(connection)
             return {row["id"]: (row, early_end(row, now)) for row in statements.get_many(connection, ids)}

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +79,28 @@ _secret_url = st.sampled_from(
 _numbers = st.sampled_from(
     ["1", "0", "-1", "nan", "inf", "1e999", "0.1", " 2 ", "2.5s", "1_0", "٣", "9" * 400]
 )
+_broken_table = st.sampled_from(
+    [
+        f'{{"url": "http://a", "client_secret": "{SECRET}"',
+        f"{{'client_secret': '{SECRET}'}}",
+        f'{{client_secret: "{SECRET}"}}',
+        f'{{"password": "{SECRET}"}}',
+        f'[{{"name": "DB_PASSWORD", "value": "{SECRET}"}}]',
+        f'["Authorization: Bearer {SECRET}"]',
+        f'"token": "{SECRET}"',
+    ]
+)
+"""What looks like a table, or is one, where a table may be wanted or not: it is shown nowhere."""
 _value = st.one_of(
-    _numbers, _secret_url, st.sampled_from(["{", "[1", "{}", "[" * 3000, '{"a": {"b": 1}}']), argument_text
+    _numbers,
+    _secret_url,
+    _broken_table,
+    st.sampled_from(["{", "[1", "{}", "[" * 3000, '{"a": {"b": 1}}']),
+    argument_text,
 )
 
 
+_IS_TABLE = re.compile(r"secret['\"]?:|password\"|PASSWORD\"|token\"|Bearer")
 _MAY_HOLD_SECRETS = ("url", "password", "token", "secret")
 
 
@@ -92,7 +110,7 @@ def _as_meant(name: str, value: Any) -> Any:
         return {key: _as_meant(str(key), item) for key, item in value.items()}
     if isinstance(value, list):
         return [_as_meant(name, item) for item in value]
-    is_misplaced = isinstance(value, str) and "s3cr3t" in value
+    is_misplaced = isinstance(value, str) and "s3cr3t" in value and not _IS_TABLE.search(value)
     return "x" if is_misplaced and not name.lower().endswith(_MAY_HOLD_SECRETS) else value
 
 
@@ -165,6 +183,9 @@ _variable_names = st.one_of(
     st.tuples(
         st.sampled_from(["BatchMonitorJob", "x"]), st.sampled_from(["HEARTRATE", "POLL_INTERVAL", "OTHER"])
     ).map(lambda pair: f"JOBRUNNER_JOB_TYPES__{pair[0]}__{pair[1]}"),
+    st.sampled_from(["CONNECTIONS__A", "CONNECTIONS__batch_default", "JOB_TYPES__x"]).map(
+        lambda name: f"JOBRUNNER_{name}"
+    ),
     argument_text.map(lambda text: f"JOBRUNNER_{text.replace('=', '')}"),
 )
 
