@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping
 from jobrunner import identity, record_places, statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
-from jobrunner.errors import DatabaseError, DatabaseUnavailable, UsageError
+from jobrunner.errors import DatabaseError, DatabaseUnavailable, JobrunnerError, UsageError
 from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.settings import get_settings
@@ -336,29 +336,53 @@ def why_lost(row: RowMapping, *, is_worker: bool) -> str:
     return f"its process on {row['hostname']} fell silent, and nobody can go on with its code"
 
 
-def see_off(database: Database, job_id: int) -> JobState:
-    """Wait for the end of a job that runs its own code; end it as `lost` once it is an orphan.
+class SeeingOff:
+    """Looks, again and again, at a job that runs its own code, and ends it as `lost` once it is an orphan.
 
-    Nobody can go on with its code, and nobody outside can be asked what became of it.
+    Nobody can go on with its code, and nobody outside can be asked what became of it. `refusal`: raised in
+    place of that, for one that somebody else may take over.
     """
-    lookout = Lookout(job_id, database.settings.grace_multiplier)
-    while True:
-        look_s = LOOK_S
-        with lookout.trying():
-            with database.read() as connection:
-                row, orphan = lookout.look(connection)
+
+    def __init__(self, database: Database, job_id: int, refusal: JobrunnerError | None = None) -> None:
+        self._database = database
+        self._job_id = job_id
+        self._refusal = refusal
+        self._lookout = Lookout(job_id, database.settings.grace_multiplier)
+        self.pause_s = LOOK_S
+        """Seconds until the next look."""
+
+    def look(self) -> JobState | None:
+        """Return how the job ended; None: it has not yet, as far as can be told."""
+        self.pause_s = LOOK_S
+        with self._lookout.trying():
+            with self._database.read() as connection:
+                row, orphan = self._lookout.look(connection)
             state = JobState(row["state"])
             if state.is_terminal:
                 return state
-            look_s = min(LOOK_S, rate_of(row) / 4)
+            self.pause_s = min(LOOK_S, rate_of(row) / 4)
             if orphan is not None:
-                why = why_lost(row, is_worker=statements.is_worker_row(row))
-                with acting(database) as act:
-                    lost = [
-                        statements.lose(act.connection, each, identity.who(), why)
-                        for each in act.still_good([orphan])
-                    ]
-                if any(lost):
-                    continue
-                lookout.restart()
-        time.sleep(look_s)
+                return self._end(row, orphan)
+        return None
+
+    def _end(self, row: RowMapping, orphan: Sighting) -> JobState | None:
+        if self._refusal is not None:
+            raise self._refusal
+        why = why_lost(row, is_worker=statements.is_worker_row(row))
+        with acting(self._database) as act:
+            lost = [
+                statements.lose(act.connection, each, identity.who(), why)
+                for each in act.still_good([orphan])
+            ]
+        if any(lost):
+            return JobState.LOST
+        self._lookout.restart()
+        return None
+
+
+def see_off(database: Database, job_id: int) -> JobState:
+    """Wait for the end of a job that runs its own code; end it as `lost` once it is an orphan."""
+    seeing = SeeingOff(database, job_id)
+    while (state := seeing.look()) is None:
+        time.sleep(seeing.pause_s)
+    return state

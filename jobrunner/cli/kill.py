@@ -9,6 +9,11 @@ from jobrunner.cli.options import JOB_ID, complete_ids, json_option
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
+    from jobrunner.errors import JobrunnerError
+
+CANCEL_WITHIN_S = 60.0
+"""Seconds for which jobs that nobody watches are cancelled from here, without --wait."""
+
 
 @click.command()
 @click.argument("job_ids", metavar="ID...", type=JOB_ID, nargs=-1, required=True, shell_complete=complete_ids)
@@ -19,8 +24,9 @@ def kill(*, job_ids: tuple[int, ...], reason: str | None, wait: bool, as_json: b
     """Kill jobs, wherever they run.
 
     The flag is set in the database, and the job's runner obeys it. Where nobody watches the job,
-    this command cancels its work itself. Exits with 0 when every wish is recorded, and with --wait
-    when every job has ended; 1 when a job is left to be cancelled by somebody else.
+    this command cancels its work itself, for a minute at most without --wait. Exits with 0 when every
+    wish is recorded, and with --wait when every job has ended; 1 when a job is left to be cancelled by
+    somebody else.
     """
     from jobrunner.cli.following import rows_of
 
@@ -28,8 +34,7 @@ def kill(*, job_ids: tuple[int, ...], reason: str | None, wait: bool, as_json: b
     rows_of(ids)  # all of them are there, or nothing is written
     for job_id in ids:
         _request(job_id, reason)
-    codes = [_see_to_the_end(job_id, wait=wait, as_json=as_json) for job_id in ids]
-    return max(codes)
+    return _see_to_the_ends(ids, wait=wait, as_json=as_json)
 
 
 def _request(job_id: int, reason: str | None) -> None:
@@ -40,54 +45,87 @@ def _request(job_id: int, reason: str | None) -> None:
         statements.request_kill(connection, job_id, identity.who(), reason)
 
 
-def _see_to_the_end(job_id: int, *, wait: bool, as_json: bool) -> int:
+def _see_to_the_ends(ids: list[int], *, wait: bool, as_json: bool) -> int:
+    """Say how the jobs stand, and see to the ends of those that nobody watches, or with `wait` of all."""
     from jobrunner.cli import spelling
     from jobrunner.cli.exits import ExitCode
-    from jobrunner.cli.following import looks
-    from jobrunner.cli.output import report_json, row_as_json
+    from jobrunner.cli.following import rows_of
 
-    code: int = ExitCode.SUCCESS
-    for row in looks(job_id):
-        is_left = code != ExitCode.SUCCESS
-        if spelling.is_unattended(row) and not is_left:
-            code = _cancel_from_here(job_id)
-            continue
-        if row["state"].is_terminal or not wait or is_left:
-            if as_json:
-                report_json(row_as_json(row))
-            else:
-                _tell(row)
-            return code
-    raise AssertionError  # `looks` ends only by an error
+    rows = rows_of(ids)
+    alone = [job_id for job_id in ids if spelling.is_unattended(rows[job_id])]
+    attended = [job_id for job_id in ids if wait and job_id not in alone and not _has_ended(rows[job_id])]
+    for job_id in ids:
+        if job_id not in alone and job_id not in attended:
+            _tell(rows[job_id], as_json=as_json)
+    if not alone and not attended:
+        return ExitCode.SUCCESS
+    return _finish(alone, attended, wait=wait, as_json=as_json)
 
 
-def _cancel_from_here(job_id: int) -> int:
-    """Do the runner's work, since there is none; the outcome stands in the row."""
-    from jobrunner import registry
-    from jobrunner.cli.exits import ExitCode, code_of
+def _finish(alone: list[int], attended: list[int], *, wait: bool, as_json: bool) -> int:
+    """Do the runner's work where there is none; the outcomes stand in the rows."""
+    import asyncio
+
+    from jobrunner.cli.exits import code_of
+    from jobrunner.cli.following import rows_of
     from jobrunner.cli.output import log_as_words, word
-    from jobrunner.errors import JobEndedBadly, JobrunnerError, Released
+    from jobrunner.database import get_database
+    from jobrunner.errors import JobrunnerError
+    from jobrunner.executors.killing import Kills
+
+    codes = []
+
+    def on_over(job_id: int, error: JobrunnerError | None) -> None:
+        try:
+            row = rows_of([job_id])[job_id]
+        except JobrunnerError as trouble:
+            word(f"jobrunner: it cannot be seen how job {job_id} stands: {trouble}")
+            codes.append(code_of(trouble))
+            return
+        codes.append(_code_of_end(row, error))
+        _tell(row, as_json=as_json)
 
     log_as_words()
-    word(f"job {job_id} has no runner now: cancelling its work from here")
-    try:
-        registry.load_executor_class("LocalExecutor")().finish_kill(job_id)
-    except JobEndedBadly:
-        pass
-    except Released as error:
+    for job_id in alone:
+        word(f"job {job_id} has no runner now: cancelling its work from here")
+    asyncio.run(Kills(get_database(), None if wait else CANCEL_WITHIN_S, on_over).run(alone, attended))
+    return max(codes)
+
+
+def _code_of_end(row: "RowMapping", error: "JobrunnerError | None") -> int:
+    """Return the exit code, and say of a job that is left who cancels it."""
+    from jobrunner.cli.exits import ExitCode, code_of
+    from jobrunner.cli.output import word
+    from jobrunner.errors import JobEndedBadly, Released, WaitTimeout
+
+    job_id = row["id"]
+    if error is None or isinstance(error, JobEndedBadly) or _has_ended(row):
+        return ExitCode.SUCCESS
+    if isinstance(error, Released):
         word(f"job {job_id} stays marked to be killed: whoever attaches to it next cancels it")
         return code_of(error)
-    except JobrunnerError as error:
+    if isinstance(error, WaitTimeout):
+        why = f" ({row['message']})" if row["message"] else ""
+        word(
+            f"jobrunner: job {job_id} was not seen to end within {CANCEL_WITHIN_S:g} s{why}: it stays marked "
+            f"to be killed, and a worker, or `jobrunner attach {job_id}`, goes on to cancel it"
+        )
+    else:
         word(f"jobrunner: job {job_id} is marked to be killed, but cannot be cancelled from here: {error}")
-        return ExitCode.FAILED
-    return ExitCode.SUCCESS
+    return ExitCode.FAILED
 
 
-def _tell(row: "RowMapping") -> None:
+def _has_ended(row: "RowMapping") -> bool:
+    return bool(row["state"].is_terminal)
+
+
+def _tell(row: "RowMapping", *, as_json: bool) -> None:
     from jobrunner.cli import spelling
-    from jobrunner.cli.output import report
+    from jobrunner.cli.output import report, report_json, row_as_json
 
-    if row["state"].is_terminal:
+    if as_json:
+        report_json(row_as_json(row))
+    elif row["state"].is_terminal:
         late = "" if row["kill_requested_at"] is not None else "already ended: "
         report(late + spelling.ended(row))
     else:

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from jobrunner import identity, statements
 from jobrunner.database import Database, get_database
-from jobrunner.errors import DatabaseError, JobNotFound, Released, UsageError, error_of_end
+from jobrunner.errors import DatabaseError, JobNotFound, JobrunnerError, Released, UsageError, error_of_end
 from jobrunner.executors.signals import heard
 from jobrunner.logs import get_logger
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
@@ -27,7 +27,6 @@ from jobrunner.sweeper import (
     check_servable,
     claim,
     lose_with_its_host,
-    see_off,
     why_lost,
 )
 
@@ -74,18 +73,7 @@ class LocalExecutor:
         An orphan is adopted after it has stood still for a whole grace. Raises as `run_monitor_job`,
         and `UsageError` for a job that only another host, or no other process, can serve.
         """
-        job = BaseJob.get(job_id)
-        if isinstance(job, UnknownJob) and job.adoptable:
-            raise UsageError(
-                f"Job {job_id} is of the type {job.job_type!r}, which is not installed here: install what "
-                "registers it under `jobrunner.jobs`."
-            )
-        if not isinstance(job, MonitorJob):
-            raise UsageError(
-                f"Job {job_id} is a {job.job_type}, which runs its own code and cannot be taken over: "
-                f"`jobrunner wait {job_id}` waits for its end."
-            )
-        watch = self._watch(job, new_owner(type(self).__name__))
+        watch = self._watch(watchable(BaseJob.get(job_id)), new_owner(type(self).__name__))
         self._run(watch, watch.come_to_own)
 
     def finish_kill(self, job_id: int) -> None:
@@ -94,20 +82,17 @@ class LocalExecutor:
         An orphan that runs its own code cannot be cancelled, nor taken over: it ends as `lost`, after
         it has stood still for a whole grace. Raises as `attach`.
         """
-        job = BaseJob.get(job_id)
-        if job.adoptable:
-            self.attach(job_id)
-            return
-        state = see_off(get_database(), job_id)
-        error = error_of_end(job_id, state, job.reload().message)
+        from jobrunner.executors.killing import Kills
+
+        (error,) = asyncio.run(Kills(get_database()).run(alone=[job_id])).values()
         if error is not None:
             raise error
 
-    def _watch(self, job: MonitorJob, owner: Owner) -> "_Watch":
+    def _watch(self, job: MonitorJob, owner: Owner) -> "Watch":
         started = self.on_started or (lambda _job_id: None)
-        return _Watch(get_database(), owner, job, self._on_exit, started)
+        return Watch(get_database(), owner, job, self._on_exit, started)
 
-    def _run(self, watch: "_Watch", own: "Callable[[], Any]") -> None:
+    def _run(self, watch: "Watch", own: "Callable[[], Any]") -> None:
         try:
             state = asyncio.run(watch.run(own))
         finally:
@@ -119,8 +104,26 @@ class LocalExecutor:
             raise error
 
 
-class _Watch:
-    """One job watched to its end, with the signals that may come meanwhile."""
+def watchable(job: BaseJob) -> MonitorJob:
+    """Return a job that another process may take over. Raises `UsageError` where it may not."""
+    if isinstance(job, UnknownJob) and job.adoptable:
+        raise UsageError(
+            f"Job {job.id} is of the type {job.job_type!r}, which is not installed here: install what "
+            "registers it under `jobrunner.jobs`."
+        )
+    if not isinstance(job, MonitorJob):
+        raise UsageError(
+            f"Job {job.id} is a {job.job_type}, which runs its own code and cannot be taken over: "
+            f"`jobrunner wait {job.id}` waits for its end."
+        )
+    return job
+
+
+class Watch:
+    """One job watched to its end, with the signals that may come meanwhile.
+
+    `runner`: one that several of them share, and that somebody else ends.
+    """
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class _Watch:
         job: MonitorJob,
         on_exit: OnExit,
         on_started: Callable[[int], None],
+        runner: Runner | None = None,
     ) -> None:
         self.job = job
         self._database = database
@@ -136,25 +140,37 @@ class _Watch:
         self._on_exit = on_exit
         self._on_started = on_started
         self._signals: list[int] = []
-        self._runner: Runner | None = None
+        self._runner = runner
+        self._why_stopped: JobrunnerError | None = None
         self._stop = asyncio.Event()
         self._stored = asyncio.Event()
 
     async def run(self, own: "Callable[[], Awaitable[Ended | JobState]]") -> JobState:
         """Watch to the end. `own` comes to own the job, or returns how it ended."""
         with heard(self._on_signal):
-            async with AsyncExitStack() as self._stack:
-                end = await own()
-                if isinstance(end, JobState):
-                    return end
-                stop = asyncio.create_task(self._stop.wait())
-                await asyncio.wait((end, stop), return_when=asyncio.FIRST_COMPLETED)
-                stop.cancel()
-            if end.done():  # perhaps only while the runner was leaving
-                return end.result()
-            raise self._released()
+            return await self.follow(own)
 
-    def _released(self) -> Released:
+    async def follow(self, own: "Callable[[], Awaitable[Ended | JobState]]") -> JobState:
+        """Watch to the end, or until `stop` is called: somebody else hears the signals."""
+        async with AsyncExitStack() as self._stack:
+            end = await own()
+            if isinstance(end, JobState):
+                return end
+            stop = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((end, stop), return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+        if end.done():  # perhaps only while the runner was leaving
+            return end.result()
+        raise self._released()
+
+    def stop(self, why: JobrunnerError) -> None:
+        """Watch no longer, and raise this."""
+        self._why_stopped = why
+        self._stop.set()
+
+    def _released(self) -> JobrunnerError:
+        if self._why_stopped is not None:
+            return self._why_stopped
         number = self._signals[-1]
         return Released(
             f"Stopped by {signal.Signals(number).name}: job {self.job.id} goes on without a monitor.",

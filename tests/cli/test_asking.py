@@ -4,15 +4,18 @@ import json
 import os
 import pty
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import closing
 
 import pytest
 
-from tests.cli.conftest import CommandLine
+from tests.cli.conftest import Answer, CommandLine
+from tests.helpers import until
 
 _INSERT = (
     "INSERT INTO job"
@@ -336,6 +339,55 @@ def test_kill_says_what_it_cannot_cancel_and_leaves_the_flag(jobrunner: CommandL
     assert answer.code == 1
     assert answer.says("marked to be killed", "cannot be cancelled from here")
     assert jobrunner("show", "1", "--json").json["kill_requested_at"] is not None
+
+
+@pytest.fixture
+def unreachable_batch(aws: CommandLine) -> CommandLine:
+    """The command line with an AWS Batch that does not answer."""
+    aws.environment["JOBRUNNER_CONNECTIONS__BATCH_DEFAULT__ENDPOINT_URL"] = "http://127.0.0.1:9"
+    return aws
+
+
+def test_a_job_that_cannot_be_cancelled_from_here_keeps_no_other_alive(
+    unreachable_batch: CommandLine,
+) -> None:
+    jobrunner = unreachable_batch
+    assert jobrunner("start", "batch", "--attach", str(uuid.uuid4()), "--detach").code == 0
+    process, job_id = jobrunner.begin_job("process", "--", "sleep", "60")
+    jobrunner.until(job_id, "external_id", None)
+    process.kill()
+    process.communicate()
+    killing = jobrunner.begin("kill", "1", job_id, "--wait")
+    try:
+        until(lambda: jobrunner("show", job_id, "--json").json["state"] == "killed", 60)
+        assert killing.poll() is None  # the other one is waited for
+    finally:
+        killing.send_signal(signal.SIGINT)
+        assert killing.wait(30) == 128 + signal.SIGINT
+    row = jobrunner("show", "1", "--json").json
+    assert (row["state"], row["kill_requested_at"] is not None) == ("queued", True)
+
+
+def test_a_kill_without_wait_ends_though_the_outside_does_not_answer(
+    unreachable_batch: CommandLine,
+) -> None:
+    jobrunner = unreachable_batch
+    assert jobrunner("start", "batch", "--attach", str(uuid.uuid4()), "--detach").code == 0
+    code = "from jobrunner.cli import kill, main; kill.CANCEL_WITHIN_S = 1.0; main.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "kill", "1"],
+        cwd=jobrunner.directory,
+        env=jobrunner.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    answer = Answer(done.returncode, done.stdout, done.stderr)
+    assert answer.code == 1
+    assert answer.says("job 1 was not seen to end within 1 s", "stays marked", "jobrunner attach 1")
+    row = jobrunner("show", "1", "--json").json
+    assert (row["state"], row["kill_requested_at"] is not None) == ("queued", True)
 
 
 # --- mistakes --------------------------------------------------------------------------------------
