@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
+from jobrunner.driver_errors import is_connection_lost, is_read_only
 from jobrunner.errors import DatabaseError, DatabaseUnavailable
 from jobrunner.logs import get_logger
 from jobrunner.retry import Retry
@@ -25,8 +25,7 @@ PATIENCE_S = 30.0
 
 def was_lost(error: DatabaseError) -> bool:
     """Whether the connection broke, so that nobody knows what was done; else the database has answered."""
-    cause = error.__cause__
-    return isinstance(cause, DBAPIError) and cause.connection_invalidated
+    return is_connection_lost(error) and not is_read_only(error)
 
 
 @dataclass(slots=True)
@@ -71,10 +70,11 @@ class WriteOnce(Generic[_T]):
             if not (self._was_sent or self.waits_to_send):
                 raise trouble
             self._may_come_late |= self._was_sent and was_lost(trouble)
-            found = self._looked() if self._was_sent else None
+            is_known = is_read_only(trouble) and not self._may_come_late  # there is nothing to be found
+            found = self._looked() if self._was_sent and not is_known else None
             if found is not None:
                 return found
-            may_repeat = was_lost(trouble) or self._may_come_late or self.waits_to_send
+            may_repeat = is_connection_lost(trouble) or self._may_come_late or self.waits_to_send
             if not (may_repeat and isinstance(trouble, DatabaseUnavailable)):
                 raise trouble
             self._pause(trouble)
@@ -94,7 +94,8 @@ class WriteOnce(Generic[_T]):
         if self._retry.count == 0:
             patience_s = PATIENCE_S if self.patience_s is None else self.patience_s
             self._until_s = monotonic_s() + patience_s
-            log.warning("waiting for the database, to learn whether a write was taken", error=trouble)
+            what = ", to learn whether a write was taken" if self._may_come_late else ""
+            log.warning(f"waiting for the database{what}", error=trouble)
         if monotonic_s() >= self._until_s or not self.is_wanted():
             raise (self.unknown(trouble) if self._may_come_late else trouble) from trouble
         time.sleep(self._retry.next_s())

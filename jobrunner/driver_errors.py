@@ -69,6 +69,12 @@ def is_held(error: DatabaseError) -> bool:
     return isinstance(error.__cause__, DBAPIError) and sqlstate(error.__cause__.orig) == _HELD
 
 
+def is_read_only(error: DatabaseError) -> bool:
+    """Whether the database itself refused a write as it takes none: nothing of it was done."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and sqlstate(cause.orig) == _READ_ONLY
+
+
 def sqlstate(error: BaseException | None) -> str | None:
     """Return PostgreSQL's code for an error; None where it has none."""
     state = getattr(error, "sqlstate", None)
@@ -91,7 +97,8 @@ def _translate_driver(error: DBAPIError, reason: str, shown_url: str) -> Databas
     if state == _READ_ONLY:
         return DatabaseUnavailable(
             f"The database {shown_url} is read-only now ({reason}): connect to its primary, or to several "
-            "hosts with target_session_attrs=read-write."
+            "hosts with target_session_attrs=read-write. Where it is the primary, look at "
+            "default_transaction_read_only of its user."
         )
     if _is_content(error, state):
         return DatabaseRefused(f"The database {shown_url} refused the content of a write: {reason}")

@@ -3,17 +3,31 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
-from jobrunner.database import Database
+from jobrunner import doubt
+from jobrunner.database import Database, get_database
 from jobrunner.errors import DatabaseUnavailable, JobKilled
 from jobrunner.heartbeat import Beater
-from jobrunner.models import own_run
+from jobrunner.models import BaseJob, own_run
+from jobrunner.settings import configure
 from jobrunner.states import JobState
-from tests.helpers import CodeJob, Run, beat_for_ever, events_of, plain_sql, row_of, until
+from tests.helpers import (
+    CodeJob,
+    Run,
+    a_running_job,
+    beat_for_ever,
+    events_of,
+    plain_connection,
+    plain_sql,
+    row_of,
+    until,
+)
+from tests.proxy import LosingProxy
 
 
 class RaisesInOnKill(CodeJob):
@@ -346,3 +360,31 @@ def test_a_clean_up_whose_error_has_no_text_stops_no_kill(
         job.run()
     assert job.state is JobState.KILLED
     assert "on_kill failed" in caplog.text
+
+
+def test_a_kill_that_is_recorded_though_its_history_is_held_locked_is_no_error(postgres_url: str) -> None:
+    configure(database_url=postgres_url, lock_timeout_s=0.2)
+    claim, _ = a_running_job(get_database())
+    with closing(plain_connection(postgres_url)) as holder:
+        holder.execute("BEGIN")
+        holder.execute("LOCK TABLE job_event IN SHARE ROW EXCLUSIVE MODE")
+        assert BaseJob.get(claim.job_id).request_kill(by="ana") is JobState.RUNNING
+    assert row_of(get_database(), claim.job_id)["kill_requested_by"] == "ana"
+
+
+def test_a_kill_of_which_nobody_knows_whether_it_is_recorded_says_so(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
+    url = make_url(postgres_url)
+    with LosingProxy(str(url.query["host"])) as proxy:
+        configure(database_url=proxy.url(str(url.database)))
+        claim, _ = a_running_job(get_database())
+        proxy.lose(b"UPDATE job ", is_gone_after=True)
+        job = BaseJob.get(claim.job_id)
+        with pytest.raises(
+            DatabaseUnavailable, match=rf"kill of job {claim.job_id} was recorded is not known"
+        ):
+            job.request_kill(by="ana")
+    rows = plain_sql(postgres_url, f"SELECT kill_requested_by FROM job WHERE id = {claim.job_id}")
+    assert rows == [("ana",)]

@@ -562,3 +562,20 @@ def test_a_claim_of_a_queued_job_that_somebody_else_took_is_refused(database: Da
     with pytest.raises(UsageError, match="is running, not queued"):
         job.run()
     assert job.state is JobState.RUNNING
+
+
+# --- the database takes no writes ------------------------------------------------------------------
+
+
+def test_a_row_that_a_read_only_database_refused_was_not_stored(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubt, "PATIENCE_S", 0.1)
+    name = make_url(postgres_url).database
+    plain_sql(postgres_url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    configure(database_url=postgres_url)
+    for store in (CodeJob().store, CodeJob().run):
+        with pytest.raises(DatabaseUnavailable, match="read-only now") as caught:
+            store()
+        assert "stored" not in str(caught.value)
+    assert _jobs(postgres_url) == []

@@ -28,21 +28,22 @@ def kill(*, job_ids: tuple[int, ...], reason: str | None, wait: bool, as_json: b
     wish is recorded, and with --wait when every job has ended; 1 when a job is left to be cancelled by
     somebody else.
     """
+    from jobrunner.cli.exits import ExitCode, tell
     from jobrunner.cli.following import rows_of
+    from jobrunner.database import get_database
+    from jobrunner.errors import DatabaseError
+    from jobrunner.models.kill_flag import request_kill
 
     ids = list(dict.fromkeys(job_ids))
     rows_of(ids)  # all of them are there, or nothing is written
+    codes, flagged = [int(ExitCode.SUCCESS)], []
     for job_id in ids:
-        _request(job_id, reason)
-    return _see_to_the_ends(ids, wait=wait, as_json=as_json)
-
-
-def _request(job_id: int, reason: str | None) -> None:
-    from jobrunner import identity, statements
-    from jobrunner.database import get_database
-
-    with get_database().write() as connection:
-        statements.request_kill(connection, job_id, identity.who(), reason)
+        try:
+            request_kill(get_database(), job_id, reason=reason)
+            flagged.append(job_id)
+        except DatabaseError as error:  # of this job; the others are to be killed all the same
+            codes.append(tell(error))
+    return max(*codes, _see_to_the_ends(flagged, wait=wait, as_json=as_json) if flagged else 0)
 
 
 def _see_to_the_ends(ids: list[int], *, wait: bool, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from jobrunner import identity, queries, registry, statements
 from jobrunner.clock import SECONDS_MOST, is_duration, monotonic_s, utcnow
-from jobrunner.database import Base
+from jobrunner.database import Base, get_database
 from jobrunner.errors import (
     DatabaseError,
     JobNotFound,
@@ -30,6 +30,7 @@ from jobrunner.log_limits import Trouble
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import kill_message
 from jobrunner.models.job_event import BigId, JobEvent
+from jobrunner.models.kill_flag import request_kill
 from jobrunner.models.own_run import OwnRun, call_back, has_callback, run_code
 from jobrunner.models.plain_code import check_plain
 from jobrunner.models.rows import from_row, is_stored, reading, refresh, writing
@@ -373,9 +374,12 @@ class BaseJob(Base):
         user and host. It and `reason` may be anything, such as an error: its text counts. A job that has
         ended is left as it is. Raises `JobNotFound`, `DatabaseError`.
         """
-        asker = (None if by is None else text_of(by)) or identity.who()
-        with writing(session) as connection:
-            state = statements.request_kill(connection, self._id(), asker, reason)
+        asker = None if by is None else text_of(by)
+        if session is None:
+            state = request_kill(get_database(), self._id(), asker, reason)
+        else:
+            with writing(session) as connection:
+                state = statements.request_kill(connection, self._id(), asker or identity.who(), reason)
         if state is None:
             raise JobNotFound(f"There is no job {self.id} any more.")
         return state

@@ -12,7 +12,7 @@ from jobrunner import statements, sweeper
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
 from jobrunner.executors.child import Order, _claimed
-from jobrunner.executors.local import _Watch
+from jobrunner.executors.local import Watch
 from jobrunner.models import BaseJob
 from jobrunner.statements import Sighting, new_owner
 from jobrunner.states import JobState
@@ -195,7 +195,7 @@ def test_attach_leaves_a_live_owner_that_a_third_writer_keeps_from_beating(
     beating.start()
 
     async def attach() -> None:
-        watch = _Watch(sqlite_database, new_owner("LocalExecutor"), BaseJob.get(job.id), "release", print)  # type: ignore[arg-type]
+        watch = Watch(sqlite_database, new_owner("LocalExecutor"), BaseJob.get(job.id), "release", print)  # type: ignore[arg-type]
         own = asyncio.create_task(watch.come_to_own())
         with held(sqlite_url):
             await asyncio.sleep(4 * GRACE * 0.4)  # several graces of silence
