@@ -4,13 +4,18 @@ A service user, a container or a cron job may have no HOME and no entry in the p
 `~` stands for nothing, and must not become a directory of that name.
 """
 
+import errno
 import os
 import re
+import select
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of a path's two slashes only one is left
+LARGEST_FILE = 1024 * 1024
+"""Bytes of what is read by its path: settings, a spec, a token, certificates."""
+_NO_FILE = "it is not a regular file"
 _TEMPORARY = ("/var/tmp", "/tmp")  # noqa: S108  # a private directory in it, whose owner is checked
 
 
@@ -118,6 +123,55 @@ def _candidates() -> Iterator[Path]:
     for name in (*_TEMPORARY, *([given] if given.startswith("/") else [])):
         if os.access(name, os.W_OK | os.X_OK):
             yield Path(name)
+
+
+def read_file(path: str | os.PathLike[str], *, wait_s: float | None = None) -> bytes:
+    """Return the content of a file of 1 MiB at most; raises OSError for what is none, or cannot be read.
+
+    Neither a pipe that nobody writes into nor a device without an end holds it up. `wait_s`: read pipes and
+    devices as well, and wait that long at most for each piece of what a pipe brings.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  # opened without waiting
+        os.set_blocking(descriptor, True)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if wait_s is None and not stat.S_ISREG(mode) and not _is_null(descriptor):
+            raise OSError(errno.EINVAL, _NO_FILE, os.fspath(path))
+        found = b""
+        while len(found) <= LARGEST_FILE:
+            if wait_s is not None and stat.S_ISFIFO(mode) and not _is_ready(descriptor, wait_s):
+                raise TimeoutError(errno.ETIMEDOUT, f"nothing came within {wait_s:g} s", os.fspath(path))
+            part = file.read(LARGEST_FILE + 1 - len(found))
+            if not part:
+                return found
+            found += part
+    raise OSError(errno.EFBIG, "it is larger than 1 MiB", os.fspath(path))
+
+
+def check_file(path: Path) -> None:
+    """See that a path that others read is a file of 1 MiB at most; raises OSError as `read_file`."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, _NO_FILE, str(path))
+    if found.st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, "it is larger than 1 MiB", str(path))
+
+
+def _is_ready(descriptor: int, wait_s: float) -> bool:
+    """Wait until a read of a pipe returns at once, and at most so long."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * wait_s))
+
+
+def _is_null(descriptor: int) -> bool:
+    """Whether it is /dev/null: an empty file, for who wants none."""
+    found = os.fstat(descriptor)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
 
 
 def is_file(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The parameters of libpq that say where PostgreSQL is: with those of a service, and with its addresses."""
 
+import errno
 import ipaddress
 import os
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jobrunner.errors import SettingsError
+from jobrunner.paths import read_file
 from jobrunner.resolver import resolver
 
 
@@ -35,8 +38,12 @@ def _with_service(parameters: dict[str, Any]) -> dict[str, Any]:
 def _service(name: str) -> dict[str, str] | None:
     for path in _service_files():
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, ValueError):
+            lines = read_file(path).decode().splitlines()
+        except ValueError:
+            continue
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.EFBIG}:  # libpq would wait for its end
+                raise SettingsError(f"The service file {path} cannot be used ({error.strerror}).") from None
             continue
         found = _section(lines, name)
         if found is not None:

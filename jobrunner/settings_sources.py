@@ -3,6 +3,7 @@
 A tree is a dictionary of names to trees or to a `Leaf`, which remembers where its value was set.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from jobrunner.errors import SettingsError
 from jobrunner.findings import problem_of
-from jobrunner.paths import absolute, config_dirs, is_file_to_read
+from jobrunner.paths import absolute, config_dirs, is_file_to_read, read_file
 from jobrunner.redaction import looks_secret, mask_value
 
 ENV_PREFIX = "JOBRUNNER_"
@@ -24,7 +25,6 @@ FILE_NAME = "jobrunner.toml"
 FILE_VARIABLE = "JOBRUNNER_CONFIG"
 
 _WANTS_TABLE = frozenset({"dict_type", "model_type", "model_attributes_type"})
-_LARGEST_FILE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +201,7 @@ def _read_file(path: Path) -> Tree:
     if not is_named and not is_file_to_read(path):
         return {}
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_FILE + 1)
-        if len(data) > _LARGEST_FILE:
-            raise SettingsError(f"{shown} is larger than 1 MiB: is it the right file?")
-        text = data.decode("utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         if is_named:
             raise SettingsError(
@@ -213,6 +209,10 @@ def _read_file(path: Path) -> Tree:
             ) from None
         return {}
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise SettingsError(f"{shown} is larger than 1 MiB: is it the right file?") from None
+        if error.errno == errno.EINVAL:
+            raise SettingsError(f"{shown} is not a regular file: name one, or unset it") from None
         raise SettingsError(
             f"{shown} cannot be read ({error.strerror}): let this user read it or move it"
         ) from None

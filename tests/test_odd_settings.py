@@ -1,7 +1,9 @@
 """Settings as files and variables may have them: no traceback, and the place that is wrong is named."""
 
 import os
+import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,45 @@ def test_an_odd_file_is_one_sentence_that_names_it(data: bytes, words: str) -> N
 )
 def test_a_byte_order_mark_and_the_line_ends_of_windows_are_ordinary(data: bytes) -> None:
     Path("jobrunner.toml").write_bytes(data)
+    assert Settings().heartrate == 5
+
+
+def _a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)  # its whole path may be too long
+
+
+def _a_huge_file(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "is not a regular file"),
+        (_a_socket, "cannot be read"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+        (_a_huge_file, "larger than 1 MiB"),
+    ],
+)
+@pytest.mark.parametrize("is_named", [True, False])
+def test_what_is_no_file_in_place_of_one_holds_nobody_up(
+    make: Callable[[Path], object], words: str, is_named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path("jobrunner.toml").absolute()
+    make(path)
+    if is_named:
+        monkeypatch.setenv("JOBRUNNER_CONFIG", str(path))
+    problem = _problem()
+    assert words in problem
+    assert str(path) in problem
+
+
+def test_the_null_device_is_a_file_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("jobrunner.toml").write_text("heartrate = 7\n")
+    monkeypatch.setenv("JOBRUNNER_CONFIG", os.devnull)
     assert Settings().heartrate == 5
 
 

@@ -1,15 +1,16 @@
 """Reading a job's spec from a file: YAML or JSON, and each mistake named with its line."""
 
+import errno
 import json
 import math
 import re
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 from jobrunner.errors import SpecError
+from jobrunner.paths import LARGEST_FILE, read_file
 
-_LARGEST = 1024 * 1024
+_PIPE_S = 10.0  # for each piece of what a pipe brings, such as `--spec <(make-spec)`
 _DEEPEST = 32
 _MOST_VALUES = 100_000  # a few YAML aliases of aliases are billions of values
 
@@ -43,20 +44,23 @@ def read_spec(path: str, *, extra: str = "aws") -> dict[str, Any]:
 def _text(path: str, shown: str) -> str:
     try:
         if path != "-":
-            with Path(path).open("rb") as file:
-                data = file.read(_LARGEST + 1)
+            data = read_file(path, wait_s=_PIPE_S)
         elif sys.stdin is None:
             raise SpecError("standard input is closed: name a file.")
         else:
-            data = sys.stdin.buffer.read(_LARGEST + 1)
+            data = sys.stdin.buffer.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         raise SpecError(f"The spec {shown} does not exist: correct its name.") from None
     except IsADirectoryError:
         raise SpecError(f"The spec {shown} is a directory: name a file in it.") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        if getattr(error, "errno", None) == errno.EFBIG:
+            raise SpecError(
+                f"{shown} is larger than 1 MiB, which no spec is: is it the right file?"
+            ) from None
         reason = error.strerror if isinstance(error, OSError) else error
         raise SpecError(f"The spec {shown} cannot be read ({reason}).") from None
-    if len(data) > _LARGEST:
+    if len(data) > LARGEST_FILE:
         raise SpecError(f"{shown} is larger than 1 MiB, which no spec is: is it the right file?")
     try:
         return data.decode("utf-8-sig")

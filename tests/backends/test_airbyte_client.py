@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -384,3 +386,10 @@ async def test_no_secret_stands_in_an_error_that_repeats_it(stub: AirbyteStub) -
         await api.post_job("11111111-1111-4111-8111-111111111111", "hunter2")
     assert "hunter2" not in str(caught.value)
     await api.close()
+
+
+@pytest.mark.timeout(60)
+def test_authorities_in_what_is_no_file_hold_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="it is not a regular file"):
+        transport.Transport(tmp_path / "pipe")

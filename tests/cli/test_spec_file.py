@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobrunner.cli import spec_file
 from jobrunner.cli.spec_file import read_spec
 from jobrunner.errors import SpecError, UsageError
 from tests.cli.conftest import CommandLine
@@ -120,6 +121,29 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     if not os.access(locked, os.R_OK):
         with pytest.raises(SpecError, match="Permission denied"):
             read_spec(str(locked))
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_that_nobody_writes_into_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spec_file, "_PIPE_S", 0.2)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SpecError, match=r"pipe cannot be read \(nothing came within 0.2 s\)"):
+        read_spec(str(tmp_path / "pipe"))
+    with pytest.raises(SpecError, match="larger than 1 MiB"):
+        read_spec("/dev/zero")
+
+
+@pytest.mark.timeout(60)
+def test_a_spec_comes_through_a_pipe_as_a_shell_gives_it() -> None:
+    end, start = os.pipe()
+    os.write(start, b'{"a": 1}')
+    os.close(start)
+    try:
+        assert read_spec(f"/dev/fd/{end}") == {"a": 1}
+    finally:
+        os.close(end)
 
 
 def test_yaml_without_its_library_says_how_to_install_it(

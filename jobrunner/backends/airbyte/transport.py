@@ -11,6 +11,7 @@ from typing import Any
 from jobrunner.backends.airbyte.trouble import AirbyteError, Call, Kind, not_airbyte, of_transport
 from jobrunner.errors import SettingsError
 from jobrunner.extras import require
+from jobrunner.paths import check_file
 from jobrunner.redaction import mask_url
 
 LONG_S = 100.0
@@ -98,6 +99,7 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext | bool:
     if ca_file is None:
         return True
     try:
+        check_file(ca_file)
         return ssl.create_default_context(cafile=str(ca_file))
     except (OSError, RuntimeError) as error:  # RuntimeError: `~` of nobody
         reason = getattr(error, "strerror", None) or error

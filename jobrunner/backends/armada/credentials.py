@@ -6,6 +6,7 @@ from typing import Any
 from jobrunner.backends.armada.connection import ArmadaConnection
 from jobrunner.backends.armada.trouble import ArmadaError, Kind
 from jobrunner.errors import SettingsError
+from jobrunner.paths import read_file
 
 
 class Credentials:
@@ -33,7 +34,7 @@ class Credentials:
             return None
         try:
             # Each time: its time stamp may be the same after a change, and it is small.
-            self._token = path.read_text(encoding="ascii").strip()
+            self._token = read_file(path).decode("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it holds no token"
             raise ArmadaError(f"the token file {path} cannot be read ({reason})", Kind.CREDENTIALS) from None
@@ -60,7 +61,7 @@ def ssl_of(grpc: Any, options: ArmadaConnection) -> Any:
     found: list[bytes | None] = []
     for path in files:
         try:
-            found.append(path.read_bytes() if path is not None else None)
+            found.append(read_file(path) if path is not None else None)
         except OSError as error:
             raise SettingsError(f"The file {path} cannot be read ({error.strerror}).") from None
     return grpc.ssl_channel_credentials(*found)

@@ -1,5 +1,6 @@
 """A pod's description in whatever form it is given, as the plain JSON that Kubernetes' own YAML is."""
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +8,10 @@ from typing import Any
 
 from jobrunner.backends.armada.kubernetes import named, to_json
 from jobrunner.errors import SpecError
-from jobrunner.paths import absolute
+from jobrunner.paths import absolute, read_file
 from jobrunner.spec_yaml import load
 
 _POD_SPEC = "k8s.io.api.core.v1.PodSpec"
-_LARGEST = 1024 * 1024
 _DEEPEST = 32
 _MOST_VALUES = 100_000  # a few YAML aliases of aliases are billions of values
 
@@ -46,14 +46,16 @@ def plain_pod_spec(given: object) -> dict[str, Any]:
 
 def _text_in(path: Path) -> str:
     try:
-        data = absolute(path).read_bytes()
+        data = read_file(absolute(path))
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise SpecError(
+                f"{path} is larger than 1 MiB, which no pod spec is: is it the right file?"
+            ) from None
         raise SpecError(f"The pod spec {path} cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise SpecError(f"The path of the pod spec {error}.") from None
     try:
-        if len(data) > _LARGEST:
-            raise SpecError(f"{path} is larger than 1 MiB, which no pod spec is: is it the right file?")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SpecError(f"{path} is not UTF-8: save the file as UTF-8.") from None
