@@ -24,6 +24,10 @@ ENV_PREFIX = "JOBRUNNER_"
 FILE_NAME = "jobrunner.toml"
 FILE_VARIABLE = "JOBRUNNER_CONFIG"
 
+_TROUBLES = {
+    errno.EFBIG: "is larger than 1 MiB: is it the right file?",
+    errno.EINVAL: "is not a regular file: name one, or unset it",
+}
 _WANTS_TABLE = frozenset({"dict_type", "model_type", "model_attributes_type"})
 
 
@@ -194,30 +198,13 @@ def _read_environment(settings_class: type[BaseSettings]) -> Tree:
 
 
 def _read_file(path: Path) -> Tree:
+    shown = f"{path.name} ({path})"
+    text = _text_of(path, shown)
+    if text is None:
+        return {}
+
     import tomllib  # here: most processes find no file
 
-    shown = f"{path.name} ({path})"
-    is_named = bool(os.environ.get(FILE_VARIABLE))
-    if not is_named and not is_file_to_read(path):
-        return {}
-    try:
-        text = read_file(path).decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        if is_named:
-            raise SettingsError(
-                f"{FILE_VARIABLE} names {path}, which does not exist: correct it or unset it"
-            ) from None
-        return {}
-    except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise SettingsError(f"{shown} is larger than 1 MiB: is it the right file?") from None
-        if error.errno == errno.EINVAL:
-            raise SettingsError(f"{shown} is not a regular file: name one, or unset it") from None
-        raise SettingsError(
-            f"{shown} cannot be read ({error.strerror}): let this user read it or move it"
-        ) from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{shown} is not UTF-8: save it as UTF-8") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -230,3 +217,26 @@ def _read_file(path: Path) -> Tree:
     except ValueError:  # Python reads no number of thousands of digits
         raise SettingsError(f"{shown} holds a number that is too long: correct the file") from None
     return _tree(values, lambda _: shown)
+
+
+def _text_of(path: Path, shown: str) -> str | None:
+    """Return what a file holds; None: there is none, and none was named."""
+    is_named = bool(os.environ.get(FILE_VARIABLE))
+    if not is_named and not is_file_to_read(path):
+        return None
+    try:
+        return read_file(path).decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        if is_named:
+            raise SettingsError(
+                f"{FILE_VARIABLE} names {path}, which does not exist: correct it or unset it"
+            ) from None
+        return None
+    except OSError as error:
+        raise SettingsError(f"{shown} {_TROUBLES.get(error.errno or 0) or _unreadable(error)}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{shown} is not UTF-8: save it as UTF-8") from None
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read ({error.strerror}): let this user read it or move it"
