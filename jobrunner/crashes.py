@@ -56,7 +56,7 @@ class Crashes:
         await self._runner.begin_again(owned, row)
 
     async def _give_up(self, owned: OwnedJob, error: BaseException) -> None:
-        owned.concluding = True
+        owned.concluding = owned.is_ending = True  # a beat that comes between its end and `finish` is no loss
         outside = f" (its work outside, {owned.external_id}, may go on)" if owned.external_id else ""
         message = f"jobrunner could not go on with this job{outside}: {words_of(error)}"
         try:

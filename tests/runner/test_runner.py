@@ -14,7 +14,7 @@ from jobrunner import statements
 from jobrunner.answers import Answers
 from jobrunner.backends.base import Patience
 from jobrunner.database import Database
-from jobrunner.errors import ClaimLost, DatabaseUnavailable
+from jobrunner.errors import ClaimLost, DatabaseRefused, DatabaseUnavailable
 from jobrunner.owned import OwnedJob
 from jobrunner.runner import Runner
 from jobrunner.states import JobState, Phase
@@ -372,6 +372,36 @@ def test_a_step_that_crashes_again_and_again_ends_its_job_with_its_error(
                 assert state is JobState.FAILED
                 assert "ZeroDivisionError: a bug of ours" in message
         assert "a step of a job crashed" in caplog.text
+
+    asyncio.run(main())
+
+
+def test_a_beat_that_meets_the_end_of_a_crashed_job_is_no_lost_claim(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_arguments: Any, **_options: Any) -> None:
+        raise DatabaseRefused("its content")
+
+    async def main() -> None:
+        monkeypatch.setattr("jobrunner.runner.submit", broken)
+        with use_backend(an_outside()):
+            async with a_runner(sqlite_database) as runner:
+                persist, on_lost = runner.persist, runner._on_lost
+                lost: list[str] = []
+
+                async def slowly(write: Any, *args: Any, **options: Any) -> Any:
+                    answer = await persist(write, *args, **options)
+                    if write is statements.end:
+                        await soon(lambda: lost)
+                    return answer
+
+                def note(owned: Any, why: str) -> None:
+                    on_lost(owned, why)
+                    lost.append(why)
+
+                monkeypatch.setattr(runner, "persist", slowly)
+                monkeypatch.setattr(runner, "_on_lost", note)
+                assert await within(start(runner, a_job(heartrate=0.1))) is JobState.FAILED
 
     asyncio.run(main())
 
