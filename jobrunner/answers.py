@@ -99,7 +99,7 @@ class Answers:
         if before is not None:
             before.cancel()
         if not good:
-            mine = (owned for owned in self._runner.jobs.values() if owned.channel is channel)
+            mine = (owned for owned in self._runner.jobs.values() if owned.way is channel)
             wait_s = _LOOKS_BEFORE_SHOWN * min((owned.poll_interval for owned in mine), default=0.0)
             show = asyncio.get_running_loop().call_later(wait_s, self._show_trouble, channel, utcnow())
             self._to_show_trouble[channel] = show
@@ -107,7 +107,7 @@ class Answers:
     def _show_trouble(self, channel: Channel, since: dt.datetime) -> None:
         self._to_show_trouble.pop(channel, None)
         for owned in list(self._runner.jobs.values()):
-            if owned.channel is channel and owned.is_watched and channel.trouble is not None:
+            if owned.way is channel and owned.is_watched and channel.trouble is not None:
                 self._show_unreadable(owned, since, channel.trouble)
 
     def _show_unreadable(self, owned: OwnedJob, since: dt.datetime, message: str) -> None:

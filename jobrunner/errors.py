@@ -17,7 +17,7 @@ JobrunnerError
 ├── ClaimLost               the job is no longer ours: it was taken, ended or deleted
 ├── Released                the runner was stopped and gave its jobs back
 ├── WaitTimeout             the time to wait was over before the job was
-├── CodeError               a job class's own code raised what only ends a process
+├── CodeError               a job class's own code is wrong: see its message
 └── BackendError            the outside system, as a backend reports it
     ├── SubmitRejected      it said no for good: nothing was made
     ├── Throttled           it said later: nothing was done
@@ -122,7 +122,7 @@ class WaitTimeout(JobrunnerError):
 
 
 class CodeError(JobrunnerError):
-    """A job class's own code raised what only ends a process, such as SystemExit."""
+    """A job class's own code is wrong: it raised, or gave a value of a wrong type."""
 
 
 class BackendError(JobrunnerError):

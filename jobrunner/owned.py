@@ -140,18 +140,35 @@ class Judgement:
     """The call of its `judge`: there is one at a time, though nobody waits for it any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a job comes from, until its class has said how it is watched."""
+
+    job_class: type
+    make: Callable[[], object]
+    """Returns the job; it runs the class's own code."""
+    connection: str | None
+    """As its row names it."""
+    poll_interval: float | None
+    """As its row says."""
+    on_refused: Callable[[Exception], None] | None = None
+    """Called when it is given back because it cannot be watched here."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class OwnedJob(OwnedRow):
     """One monitor job of this runner. The event loop's thread changes it; the beating thread reads it."""
 
-    channel: "Channel"
+    source: Source | None
+    """None once its class has said how it is watched, and there is a `way` to its backend."""
+    way: "Channel | None" = None
     threads: "DatabaseThreads"
-    poll_interval: float
+    poll_interval: float = math.inf
     token: str
     external_id: str | None
-    job: "MonitorJob | None"
+    job: "MonitorJob | None" = None
     """The object, where its class has a say in the watching: it is many times as large as all else here."""
-    is_bound_here: bool
+    is_bound_here: bool = False
     """Whether its work will be bound to this host."""
     ended: asyncio.Future[JobState] | None = None
     """What `Runner.take` gave out: how it ended, or why it is no longer ours."""
@@ -196,6 +213,12 @@ class OwnedJob(OwnedRow):
     _waits_since_s: float = 0.0
 
     @property
+    def channel(self) -> "Channel":
+        """The way to its backend, which it has before anything is asked there."""
+        assert self.way is not None, f"job {self.job_id} has no way to its backend yet"
+        return self.way
+
+    @property
     def attempt(self) -> Attempt:
         """The current attempt."""
         return Attempt(self.token, self.external_id)
@@ -219,7 +242,8 @@ class OwnedJob(OwnedRow):
         """Whether its step under way, and its poller, are on time."""
         if self._waits:  # for its turn at the database, perhaps behind thousands: it is not stuck
             return self.threads.is_making_progress()
-        return monotonic_s() <= self.progress_by_s and self.channel.is_making_progress()
+        way = self.way
+        return monotonic_s() <= self.progress_by_s and (way is None or way.is_making_progress())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -6,15 +6,17 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from jobrunner.aside import Aside
 from jobrunner.backends.base import Gone, Observation
 from jobrunner.backends.checks import Answer
-from jobrunner.backends.guarded import backend_of, guarded
+from jobrunner.backends.guarded import guarded
 from jobrunner.errors import BackendError, JobFailed, error_of_end, words_of
 from jobrunner.judging import judged
 from jobrunner.log_limits import Seldom
 from jobrunner.models.rows import is_stored
 from jobrunner.settings import get_settings
 from jobrunner.states import JobState, Phase
+from jobrunner.terms import made_backend, terms_of
 
 if TYPE_CHECKING:
     from jobrunner.models.monitor_job import MonitorJob
@@ -49,8 +51,9 @@ def _is_done(job: "MonitorJob", answer: Answer) -> bool:
 
 
 async def _look(job: "MonitorJob") -> Answer:
-    _, connection = get_settings().connection(job.connection, job.backend_kind)
-    backend = guarded(backend_of(job, connection), job.connection or "")
+    aside = Aside()
+    terms = await terms_of(aside, type(job), lambda: job, job.connection, get_settings())
+    backend = guarded(await made_backend(aside, job, terms.behind), terms.connection)
     external_id = job.external_id or ""
     try:
         return (await backend.fetch([external_id]))[external_id]

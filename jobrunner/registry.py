@@ -3,8 +3,10 @@
 So `jobrunner --help` imports none of them, and nothing imports upwards.
 """
 
+import sys
+import threading
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from jobrunner.bounded import Bounded
@@ -26,6 +28,10 @@ JOB_TYPES = {
 _AGAIN_S = 60.0
 _broken_until_s: Bounded[str, float] = Bounded()
 """The job types that could not be imported, and until when they are left alone."""
+
+_IMPORT_S = 5.0
+"""How long an event loop waits for an import at first: one that takes longer goes on beside it."""
+_importing: dict[str, "_Import"] = {}
 
 BACKENDS = {
     "airbyte": "jobrunner.backends.airbyte:AirbyteBackend",
@@ -76,20 +82,84 @@ def load_job_class(name: str) -> Any | None:
     """Return the class of a job type that is ours or installed; None when nobody knows it.
 
     A third party's class that cannot be imported is logged, and tried again after a minute: its rows can
-    still be read and killed.
+    still be read and killed. An event loop is not held up by an import that does not end: it goes on on a
+    thread, and the class is there when it is done.
     """
     if monotonic_s() < _broken_until_s.get(name, 0.0):
         return None
     try:
-        return _load_named(name, JOB_TYPES, "jobrunner.jobs", "job type")
-    except UsageError:
-        return None
+        if name in JOB_TYPES:
+            return load(JOB_TYPES[name])
+        entry = next(iter(entry_points(group="jobrunner.jobs", name=name)), None)
+        if entry is None:
+            return None
+        return _imported_aside(name, entry) if _is_in_loop() else entry.load()
     except KeyboardInterrupt:
+        if _is_in_loop():  # the module's: an event loop hears Ctrl-C in another way
+            _say_broken(name, "KeyboardInterrupt")
+            return None
         raise
     except BaseException as error:  # noqa: BLE001  # whatever the import of somebody's module raises
-        _broken_until_s[name] = monotonic_s() + _AGAIN_S
-        log.warning("a job type cannot be imported", job_type=name, error=words_of(error))
+        _say_broken(name, words_of(error))
         return None
+
+
+def _say_broken(name: str, why: str) -> None:
+    _broken_until_s[name] = monotonic_s() + _AGAIN_S
+    log.warning("a job type cannot be imported", job_type=name, error=why)
+
+
+class _Import:
+    """An import on a thread of its own."""
+
+    def __init__(self, entry: EntryPoint) -> None:
+        self._is_done = threading.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+        from jobrunner.aside import begin
+
+        begin(entry.load, self._on_end)
+        self._is_done.wait(_IMPORT_S)
+
+    def _on_end(self, value: Any, error: BaseException | None) -> None:
+        self._value, self._error = value, error
+        self._is_done.set()
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_done.is_set()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _imported_aside(name: str, entry: EntryPoint) -> Any | None:
+    """Return the class once its import has ended; None: not yet."""
+    importing = _importing.get(name)
+    if importing is None:
+        importing = _importing[name] = _Import(entry)
+        if not importing.is_done:
+            log.warning("the import of a job type does not end: its jobs wait", job_type=name)
+    if not importing.is_done:
+        return None
+    del _importing[name]
+    return importing.result()
+
+
+def _is_in_loop() -> bool:
+    if "asyncio" not in sys.modules:  # importing it would take `jobrunner --help` a while
+        return False
+    from asyncio import _get_running_loop
+
+    return _get_running_loop() is not None
+
+
+def is_being_imported(name: str) -> bool:
+    """Whether the class of a job type is not there yet, because its import does not end."""
+    importing = _importing.get(name)
+    return importing is not None and not importing.is_done
 
 
 def job_type_names() -> list[str]:
@@ -101,5 +171,12 @@ def _load_named(name: str, ours: dict[str, str], group: str, what: str) -> Any:
     if name in ours:
         return load(ours[name])
     for entry in entry_points(group=group, name=name):
-        return entry.load()
+        try:
+            return entry.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the import of somebody's module raises
+            raise UsageError(
+                f"The {what} {name!r} cannot be imported: {words_of(error)}: correct or remove its package."
+            ) from error
     raise UsageError(f"There is no {what} {name!r}: known are {', '.join(sorted(ours))}.")

@@ -2,24 +2,27 @@
 
 import asyncio
 import uuid
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import RowMapping
 
 from jobrunner import identity, statements
+from jobrunner.aside import Aside
 from jobrunner.backends.base import Found, Gone, Observation
 from jobrunner.backends.checks import Answer, flaw_of_id
-from jobrunner.backends.guarded import GuardedBackend, IsHeld, backend_of, guarded, way_of
+from jobrunner.backends.guarded import GuardedBackend, IsHeld, guarded
 from jobrunner.database import Database
-from jobrunner.errors import JobrunnerError, UsageError, words_of
+from jobrunner.errors import CodeError, JobrunnerError, UsageError, words_of
 from jobrunner.logs import get_logger
 from jobrunner.models import MonitorJob
-from jobrunner.models.base_job import UnknownJob, object_of
+from jobrunner.models.base_job import object_of
 from jobrunner.record_places import why_unseen
 from jobrunner.soundness import why_unreadable
 from jobrunner.states import JobState, Phase
+from jobrunner.terms import WayNumbers, class_of, made_backend, terms_of
 from jobrunner.text import storable
 
 log = get_logger(__name__)
@@ -124,36 +127,45 @@ def _write(database: Database, row: RowMapping, proof: _Proof) -> str | None:
 
 
 async def _prove_all(database: Database, rows: Sequence[RowMapping]) -> list[_Proof]:
+    aside, numbers = Aside(), WayNumbers()
     proofs: dict[int, _Proof] = {}
-    ways: dict[Hashable, _Way] = {}
+    ways: dict[int, _Way] = {}
+    refused: dict[tuple[type, str | None], _Proof] = {}  # what does not answer is asked once
     for row in rows:
+        known = _known(row)
+        if isinstance(known, _Proof):
+            proofs[row["id"]] = known
+            continue
+        kind = known, row["connection"]
+        if kind in refused:
+            proofs[row["id"]] = refused[kind]
+            continue
         try:
-            known = _known(row)
-            if isinstance(known, _Proof):
-                proofs[row["id"]] = known
-                continue
-            name, connection = database.settings.connection(row["connection"], known.backend_kind)
-            key = way_of(known, name)
-            if key not in ways:
-                ways[key] = _Way(guarded(backend_of(known, connection), name), [])
-            ways[key].rows.append(row)
-        except Exception as error:  # noqa: BLE001  # whatever the job's own class raises
-            proofs[row["id"]] = _Proof(f"the outside cannot be asked: {_cause(error)}")
+            make = partial(object_of, row)
+            terms = await terms_of(aside, known, make, row["connection"], database.settings, numbers)
+            if terms.way not in ways:
+                backend = await made_backend(aside, terms.job, terms.behind)
+                ways[terms.way] = _Way(guarded(backend, terms.connection), [])
+            ways[terms.way].rows.append(row)
+        except JobrunnerError as error:
+            proofs[row["id"]] = proof = _Proof(f"the outside cannot be asked: {_cause(error)}")
+            if not isinstance(error, CodeError):  # that may be of this job alone
+                refused[kind] = proof
     free = asyncio.Semaphore(_AT_ONCE)
     for found in await asyncio.gather(*(_ask(database, way, free) for way in ways.values())):
         proofs |= found
     return [proofs[row["id"]] for row in rows]
 
 
-def _known(row: RowMapping) -> MonitorJob | _Proof:
-    """Return the job of a row, of which the outside can be asked from here; or why it cannot."""
+def _known(row: RowMapping) -> type[MonitorJob] | _Proof:
+    """Return the class of a job of which the outside can be asked from here; or why it cannot."""
     why = why_unreadable(row, is_monitored=False)
     if why is not None:
         return _Proof(f"{why}: correct it, and ask again")
-    job = object_of(row)
-    if isinstance(job, UnknownJob):
+    job_class = class_of(row["job_type"])
+    if job_class is None:
         return _Proof(f"its type {row['job_type']} cannot be loaded here: ask from where it is installed")
-    if not isinstance(job, MonitorJob):
+    if not issubclass(job_class, MonitorJob):
         return _Proof("nothing outside can say whether its own code has run")
     why = why_unreadable(row, is_monitored=True)
     if why is not None:
@@ -162,7 +174,7 @@ def _known(row: RowMapping) -> MonitorJob | _Proof:
     if not is_here or row["host_uid"] not in {None, identity.uid()}:
         return _Proof(f"only {row['unixname']} on {row['hostname']} can see its process: ask from there")
     why = why_unseen(row)
-    return job if why is None else _Proof(f"{why}: ask from where they are mounted")
+    return job_class if why is None else _Proof(f"{why}: ask from where they are mounted")
 
 
 @dataclass(frozen=True, slots=True)

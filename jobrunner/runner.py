@@ -1,7 +1,7 @@
 """The event loop that owns jobs: it beats for them, watches them, cancels them and ends them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -11,10 +11,8 @@ from sqlalchemy import Connection, RowMapping
 from jobrunner import statements, unexpected
 from jobrunner.answers import Answers
 from jobrunner.backends.base import Observation
-from jobrunner.backends.guarded import backend_of, way_of
 from jobrunner.beats import Beats
 from jobrunner.cancelling import Cancelling
-from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s
 from jobrunner.crashes import Crashes
 from jobrunner.database import Database
@@ -27,14 +25,15 @@ from jobrunner.hooks import Hooks
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.loop_watch import LoopWatch
-from jobrunner.models.own_run import call_back, has_callback, has_on_kill
+from jobrunner.models.own_run import call_back
 from jobrunner.outcome import Verdict
-from jobrunner.owned import START_TIMEOUT, Cancellation, OwnedJob, OwnedRow, OwnProcess, Shown
+from jobrunner.owned import START_TIMEOUT, Cancellation, OwnedJob, OwnedRow, OwnProcess, Shown, Source
 from jobrunner.resubmission import resubmit, shall_be_resubmitted
 from jobrunner.retry import Retry, until_taken
 from jobrunner.statements import Claim, Owner
 from jobrunner.states import JobState
 from jobrunner.submission import submit
+from jobrunner.ways import Ways
 
 if TYPE_CHECKING:
     from jobrunner.models import MonitorJob
@@ -65,7 +64,6 @@ class Runner:
         self.seldom = Seldom()
         """What is said of its jobs again and again."""
         self._itself: OwnProcess | None = None
-        self._channels: dict[Hashable, Channel] = {}
         self._tasks: dict[asyncio.Task[None], OwnedJob | None] = {}
         self._steps: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -73,6 +71,7 @@ class Runner:
         self._hooks = Hooks()
         self._hook_sessions = HookSessions(database.settings)
         self._answers = Answers(self, self._hooks)
+        self._ways = Ways(self, self._answers)
         self._ends = Ends(self)
         self._crashes = Crashes(self)
         self.cancelling = Cancelling(self, self._hooks, on_kill_s)
@@ -95,7 +94,7 @@ class Runner:
 
     async def __aexit__(self, *_error: object) -> None:
         await self.stop()
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await self._ways.close()
         self._loop_watch.stop()
         await asyncio.to_thread(self.beats.stop)
         await asyncio.to_thread(self._threads.close)
@@ -130,39 +129,46 @@ class Runner:
 
     # --- taking and giving back ------------------------------------------------------------------
 
-    def prepare(self, job: "MonitorJob") -> None:
-        """Have the way to a job's backend before anything is stored or claimed. Raises what `take` raises."""
-        self._channel(job, job.connection)
+    async def prepare(self, job: "MonitorJob") -> None:
+        """Have the way to a job's backend before anything is stored or claimed. Raises `JobrunnerError`."""
+        await self._ways.prepare(job)
 
     def take(self, claim: Claim, row: RowMapping, job: "MonitorJob") -> asyncio.Future[JobState]:
         """Own a job that this runner has claimed; the future tells how it ended.
 
-        Its `ClaimLost` says that the job was taken, ended or deleted: then nothing is done for it.
-        Raises what its connection raises; then it is not owned.
+        Its `ClaimLost` says that the job was taken, ended or deleted: then nothing is done for it. Any other
+        error says why there is no way to its backend: then it was given back.
         """
-        owned = self.own(claim, row, job)
+        owned = self.own(claim, row, type(job), lambda: job)
         owned.ended = self._loop.create_future()
         return owned.ended
 
-    def own(self, claim: Claim, row: RowMapping, job: "MonitorJob") -> OwnedJob:
-        """Do as `take` does, for who does not wait for the end."""
+    def own(
+        self,
+        claim: Claim,
+        row: RowMapping,
+        job_class: type,
+        make: Callable[[], object],
+        on_refused: Callable[[Exception], None] | None = None,
+    ) -> OwnedJob:
+        """Do as `take` does, for who does not wait for the end.
+
+        `make`: return the job, of this class. `on_refused`: called where it is given back because it cannot
+        be watched here.
+        """
         former = self.jobs.get(claim.job_id)
         if former is not None:
             self.drop(former, f"Job {claim.job_id} was claimed again by this runner.")
         now_s = monotonic_s()
         owned = OwnedJob(
             claim=claim,
-            channel=self._channel(job, row["connection"]),
+            source=Source(job_class, make, row["connection"], row["poll_interval"], on_refused),
             threads=self._threads,
             heartrate=row["heartrate"],
-            poll_interval=row["poll_interval"] or job.default_poll_interval,
             token=row["submit_token"],
             external_id=row["external_id"],
-            job=job if has_callback(job) or has_on_kill(job) or job.has_a_say() else None,
-            is_bound_here=job.runs_on_this_host,
             taken_s=now_s,
             good_s=now_s,
-            has_callback=has_callback(job),
             progress_by_s=now_s + _STEP_S,
             kill_seen=row["kill_requested_at"] is not None,
             start_timeout=row["start_timeout"],
@@ -192,13 +198,10 @@ class Runner:
         if owned.cancellation.cause == START_TIMEOUT:
             owned.cancellation.waited = Shown(row["external_state"], row["message"])
 
-    def _channel(self, job: "MonitorJob", connection: str | None) -> Channel:
-        name, behind = self.database.settings.connection(connection, job.backend_kind)
-        key = way_of(job, name)
-        if key not in self._channels:
-            backend = backend_of(job, behind)
-            self._channels[key] = Channel(name, backend, self._answers.on_answer, self._answers.on_health)
-        return self._channels[key]
+    async def give_back(self, owned: OwnedJob, reason: str) -> None:
+        """Own a job no longer, and let another have it."""
+        self._forget(owned)
+        await self.release(owned.claim, reason)
 
     async def release(self, claim: Claim, reason: str = "released: its runner was stopped") -> None:
         """Give a job back, trying for a while where the database is away."""
@@ -242,7 +245,8 @@ class Runner:
         owned.over = True
         if self.jobs.get(owned.job_id) is owned:
             del self.jobs[owned.job_id]
-            owned.channel.poller.forget(owned.job_id)
+            if owned.way is not None:
+                owned.way.poller.forget(owned.job_id)
         self.cancelling.forget(owned)
         self._crashes.forget(owned)
         self.beats.remove(owned)
@@ -256,16 +260,17 @@ class Runner:
     # --- from the claim to the end ---------------------------------------------------------------
 
     async def _begin(self, owned: OwnedJob, row: RowMapping, *, is_new: bool = False) -> None:
-        if owned.external_id is None:
+        verdict = await self._ways.find(owned, row) if owned.way is None else None
+        if owned.way is not None and owned.external_id is None and not owned.over:
             verdict = await submit(self, owned, row, is_new=is_new)
-            if verdict is not None and not owned.over:
-                if verdict.state is JobState.KILLED:
-                    await self.cancelling.call_on_kill(owned)
-                owned.concluding = True
-                await self._end(owned, verdict)
-                return
-        if owned.over or owned.external_id is None:
-            return  # lost, ended, or told to stop first: submitted or found by the next owner
+        if verdict is not None and not owned.over:
+            if verdict.state is JobState.KILLED:
+                await self.cancelling.call_on_kill(owned)
+            owned.concluding = True
+            await self._end(owned, verdict)
+            return
+        if owned.over or owned.way is None or owned.external_id is None:
+            return  # lost, ended, given back, or told to stop first: submitted or found by the next owner
         owned.channel.poller.watch(owned.job_id, owned.external_id, owned.poll_interval)
         owned.progress_by_s = float("inf")  # from here on the poller's own promise counts
         owned.is_watched = True

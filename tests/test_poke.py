@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from jobrunner.database import Database
-from jobrunner.errors import BackendError, JobFailed, JobKilled
+from jobrunner.errors import BackendError, CodeError, JobFailed, JobKilled
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, use_backend
 
 
@@ -63,3 +63,15 @@ def test_it_can_be_asked_within_a_running_loop() -> None:
     with use_backend(outside):
         job = a_job_of(outside)
         assert asyncio.run(main()) is False
+
+
+def test_a_class_whose_attribute_ends_processes_is_named() -> None:
+    class Exiting(MemoryMonitorJob):
+        def own_way(self) -> None:
+            raise SystemExit(4)
+
+    outside = MemoryBackend()
+    with use_backend(outside):
+        job = Exiting(external_id=asyncio.run(outside.submit({}, "token")))
+        with pytest.raises(CodeError, match=r"Exiting\.own_way raised SystemExit: 4"):
+            job.poke()

@@ -1,8 +1,9 @@
 """A backend as everybody here uses it: each call contained and bounded in time, each answer checked."""
 
+import asyncio
 import datetime as dt
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobrunner.backends import checks
@@ -25,6 +26,7 @@ IsHeld = Callable[[Sequence[str]], Awaitable[set[str]]]
 
 _LEFT_A_KEY = 3  # calls for the very same ids that never ended: then no more are made for these
 _LEFT_MOST = 1_000  # of all its calls
+_NEEDED = ("submit", "find", "fetch", "cancel")
 
 
 class GuardedBackend:
@@ -193,29 +195,25 @@ class GuardedBackend:
 
 
 def backend_of(job: "MonitorJob", connection: "ConnectionSettings") -> Backend:
-    """Return the backend that a job's class makes for a connection. Raises `JobrunnerError`."""
+    """Return the backend that a job's class makes for a connection. Raises `JobrunnerError`.
+
+    It may never return: who has an event loop calls `terms.made_backend`.
+    """
+    name = name_of(type(job))
     try:
-        with contained("make_backend", SettingsError):
+        with contained(f"{name}.make_backend", SettingsError):
             made: Any = job.backend_behind(connection)
+            missing = [each for each in _NEEDED if not callable(getattr(made, each, None))]
     except JobrunnerError:
         raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        raise SettingsError(f"The backend of {name} cannot be made: {words_of(error)}") from error
+    if missing:
         raise SettingsError(
-            f"The backend of {type(job).__name__} cannot be made: {words_of(error)}"
-        ) from error
-    if made is None:
-        raise SettingsError(f"{type(job).__name__}.make_backend returned None, not a backend.")
+            f"{name}.make_backend returned {checks.shown(made)}, not a backend: it has no {missing[0]}."
+        )
     backend: Backend = made
     return backend
-
-
-def way_of(job: "MonitorJob", connection: str) -> Hashable:
-    """Return what jobs have in common that share one backend; `connection`: its name as it is configured.
-
-    A subclass that makes its backend as its base does shares the way to it. Raises `JobrunnerError`.
-    """
-    with contained("own_way", SettingsError):
-        return getattr(job.make_backend, "__func__", type(job)), connection, job.own_way()
 
 
 def guarded(backend: "Backend | GuardedBackend", name: str = "") -> GuardedBackend:

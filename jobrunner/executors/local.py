@@ -246,7 +246,7 @@ class Watch:
         """Have a runner, and in it a way to the job's backend. Raises what its connection raises."""
         if self._runner is None:
             self._runner = await self._stack.enter_async_context(Runner(self._database, self._owner))
-        self._runner.prepare(self.job)
+        await self._runner.prepare(self.job)
 
     async def _hand_over(
         self, start: Start, take: "Callable[[], Taken | None]", on_taken: Callable[[], None] = lambda: None

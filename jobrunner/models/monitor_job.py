@@ -161,9 +161,8 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
         Raises `JobFailed` when it failed or was cancelled, `JobKilled` and `JobLost` as the row says,
         `BackendError` when nothing can be seen of it, `DatabaseError` when the row cannot be read.
         """
-        from jobrunner.poking import poke
-
-        return poke(self)
+        is_done: bool = registry.load("jobrunner.poking:poke")(self)
+        return is_done
 
     def judge(self, observation: Observation) -> Observation:
         """Return what an observation means for this job: for types that ask more of their work's success."""

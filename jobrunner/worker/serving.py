@@ -7,9 +7,10 @@ from typing import Any
 from jobrunner import identity, registry
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError
-from jobrunner.models import BaseJob, MonitorJob
+from jobrunner.models import MonitorJob
 from jobrunner.settings import Settings
 from jobrunner.sqltypes import BlobText
+from jobrunner.terms import class_of, kind_of, maker_of
 from jobrunner.worker.job import WorkerJob
 from jobrunner.worklist import OF_SOME, Waiting, why_barred
 
@@ -127,6 +128,8 @@ class Serving:
 
     def why_not(self, job_type: str, connection: str | None) -> str | None:
         """Return why such a job cannot be served here; None: it can, as far as can be told before."""
+        if registry.is_being_imported(job_type):
+            return f"the class of {job_type} is still being imported here"
         known = self._verdicts.get((job_type, connection))
         if known is None or known[0] < self._clock():
             why = self._why_not(job_type, connection)
@@ -136,8 +139,11 @@ class Serving:
     def group_of(self, job_type: str, connection: str | None) -> Hashable:
         """Return what jobs that share one way to the outside have in common, of monitor jobs served here."""
         job_class: Any = class_of(job_type)
-        name, _ = self._settings.connection(connection, job_class.backend_kind)
-        return getattr(job_class.make_backend, "__func__", job_class), name
+        try:
+            name, _ = self._settings.connection(connection, kind_of(job_class))
+            return maker_of(job_class), name
+        except JobrunnerError:  # whoever owns such a job says so
+            return job_class, connection
 
     def refuse(self, job_type: str, connection: str | None, why: str) -> None:
         """Take note that such a job could not be served after all: it is left alone for a while."""
@@ -168,7 +174,8 @@ class Serving:
         if not self._watches:
             return "it watches no jobs itself"
         try:
-            name, _ = self._settings.connection(connection, job_class.backend_kind)
+            name, _ = self._settings.connection(connection, kind_of(job_class))
+            maker_of(job_class)
         except JobrunnerError as error:
             return str(error)
         if self._connections and name not in self._connections:
@@ -189,12 +196,6 @@ class Serving:
 def is_bound_here(host_id: str | None) -> bool:
     """Whether a job may run on this host as it is now."""
     return host_id is None or host_id == identity.host_id()
-
-
-def class_of(job_type: str) -> type[BaseJob] | None:
-    """Return the class of a job type, where this process knows it or can load it by its name."""
-    mapper = BaseJob.__mapper__.polymorphic_map.get(job_type)
-    return registry.load_job_class(job_type) if mapper is None else mapper.class_
 
 
 def path_of(row: Mapping[Any, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """Taking monitor jobs: how many a worker takes in one round, and owning what it has claimed."""
 
 import asyncio
+from functools import partial
 
 from sqlalchemy import RowMapping
 
@@ -11,7 +12,9 @@ from jobrunner.models.base_job import object_of
 from jobrunner.soundness import why_unreadable
 from jobrunner.statements import WORKER, Claim
 from jobrunner.states import JobState
+from jobrunner.terms import class_of
 from jobrunner.worker.means import Means
+from jobrunner.worker.serving import Kind
 from jobrunner.worker.share import least, share
 from jobrunner.worker.telling import Telling
 from jobrunner.worker.windows import Windows
@@ -64,8 +67,8 @@ class Taking:
     async def own(self, rows: list[RowMapping]) -> int:
         """Have the runner watch the jobs of these rows, just claimed; return how many they are.
 
-        What cannot be served after all is given back; a row that cannot be read ends its job. Raises
-        `DatabaseError`.
+        What cannot be served after all is given back by the runner; a row that cannot be read ends its job.
+        Raises `DatabaseError`.
         """
         runner, serving = self._means.runner, self._means.serving
         unseen = await self._means.sight.unseen(rows)
@@ -81,17 +84,19 @@ class Taking:
             if row["id"] in unseen:  # it was released, or its disk vanished, only just now
                 await runner.release(claim, f"released: {unseen[row['id']]}")
                 continue
-            try:
-                owned = runner.own(claim, row, object_of(row))  # type: ignore[arg-type]  # only such are claimed
-                self.windows.add(serving.group_of(row["job_type"], row["connection"]), owned)
-            except Exception as error:  # noqa: BLE001  # its connection cannot be used here, for whatever reason
-                about = row["job_type"], row["connection"]
-                runner.seldom.warning(
-                    log, "a job cannot be served here", about=about, job=row["id"], error=error
-                )
-                serving.refuse(row["job_type"], row["connection"], str(error))
-                await runner.release(claim, f"released: {error}")
+            kind = row["job_type"], row["connection"]
+            job_class = class_of(row["job_type"])
+            assert job_class is not None  # only such are claimed
+            on_refused = partial(self._refuse, row["id"], kind)
+            owned = runner.own(claim, row, job_class, partial(object_of, row), on_refused)
+            self.windows.add(serving.group_of(*kind), owned)
             if number % 100 == 99:  # noqa: PLR2004  # the loop has other things to do
                 await asyncio.sleep(0)
         await self._telling.tell()
         return len(rows)
+
+    def _refuse(self, job_id: int, kind: Kind, error: Exception) -> None:
+        """Leave jobs of a kind alone for a while: there is no way to their backend here."""
+        seldom = self._means.runner.seldom
+        seldom.warning(log, "a job cannot be served here", about=kind, job=job_id, error=error)
+        self._means.serving.refuse(*kind, str(error))

@@ -202,7 +202,7 @@ async def test_a_poller_that_crashes_is_started_again(
             job = a_job()
             end = start(runner, job)
             external_id = await made(outside, job, sqlite_database)
-            (channel,) = runner._channels.values()
+            (channel,) = runner._ways._channels.values()
             await soon(lambda: len(channel.poller) == 1)
             before, real = unexpected.count(), channel.poller._wait_s
 

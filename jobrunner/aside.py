@@ -1,0 +1,80 @@
+"""Others' code that may never return: on threads that nobody waits for, a bounded number for each kind."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+_AT_ONCE = 16
+"""Calls of one kind that may be under way at once, those that hang among them."""
+
+
+class Late(Exception):
+    """A call has not returned in time, or has found no place among those that do not return."""
+
+
+def begin(call: Callable[[], _T], on_end: Callable[[_T | None, BaseException | None], None]) -> None:
+    """Call on a daemon thread, which keeps no process from ending; `on_end` takes the outcome there."""
+
+    def run() -> None:
+        try:
+            value = call()
+        except BaseException as error:  # noqa: BLE001  # others' code may raise anything, SystemExit too
+            on_end(None, error)
+        else:
+            on_end(value, None)
+
+    threading.Thread(target=run, name="jobrunner-aside", daemon=True).start()
+
+
+class Aside:
+    """Makes calls beside an event loop, which goes on meanwhile.
+
+    A call that hangs keeps its place until it returns: so a kind of calls has a bounded number of threads,
+    and takes no place from another kind.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[Hashable, asyncio.Semaphore] = {}
+
+    async def call(self, kind: Hashable, call: Callable[[], _T], within_s: float) -> _T:
+        """Call, and return what that returns; raises what it raises, which must be an `Exception`.
+
+        Raises `Late` after `within_s` seconds, and where for so long no place was free.
+        """
+        free = self._free.setdefault(kind, asyncio.Semaphore(_AT_ONCE))
+        try:
+            async with asyncio.timeout(within_s):
+                await free.acquire()
+        except TimeoutError:
+            raise Late(f"{_AT_ONCE} earlier calls of it have not returned") from None
+        done = _begun(call)
+        done.add_done_callback(lambda _done: free.release())
+        await asyncio.wait([done], timeout=within_s)
+        if not done.done():
+            raise Late(f"it has not returned within {within_s:g} s")
+        value: _T = done.result()
+        return value
+
+
+def _begun(call: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Begin a call; the future has its outcome, unless its loop is closed by then."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+            done.exception()  # whoever called it may be gone
+
+    def on_end(value: Any, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
+            loop.call_soon_threadsafe(settle, value, error)
+
+    begin(call, on_end)
+    return done

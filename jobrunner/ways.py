@@ -1,0 +1,149 @@
+"""The ways from a runner's jobs to their backends, as the jobs' classes say them: found before anything else.
+
+Until its way is found, a job is beaten for, and heeds its kill and its timeout, like any other.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sqlalchemy import RowMapping
+
+from jobrunner.aside import Aside
+from jobrunner.channel import Channel
+from jobrunner.clock import monotonic_s
+from jobrunner.errors import CodeError, JobrunnerError
+from jobrunner.log_limits import Once
+from jobrunner.logs import get_logger
+from jobrunner.outcome import Verdict
+from jobrunner.owned import OwnedJob, Source
+from jobrunner.states import JobState
+from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, is_ours, made_backend, terms_of
+
+if TYPE_CHECKING:
+    from jobrunner.answers import Answers
+    from jobrunner.models import MonitorJob
+    from jobrunner.runner import Runner
+
+log = get_logger(__name__)
+
+_LOOK_S = 0.5  # while a class is waited for: whether the job is still wanted
+_SLACK_S = 15.0
+
+
+class Ways:
+    """Finds the way to a job's backend, and keeps it: jobs with the same one share it."""
+
+    def __init__(self, runner: "Runner", answers: "Answers") -> None:
+        self._runner = runner
+        self._answers = answers
+        self._aside = Aside()
+        self._numbers = WayNumbers()
+        self._channels: dict[int, Channel] = {}
+        self._opening: dict[int, asyncio.Task[Channel]] = {}
+        self._said = Once()
+
+    async def prepare(self, job: "MonitorJob") -> None:
+        """Have the way to a job's backend. Raises `JobrunnerError`."""
+        await self._open(await self._terms(Source(type(job), lambda: job, job.connection, None)))
+
+    async def find(self, owned: OwnedJob, row: RowMapping) -> Verdict | None:
+        """Find the way to an owned job's backend; a verdict where the job ends without one.
+
+        Where there may be work outside, a job whose way cannot be found is given back: a mended class, or
+        another worker, watches it. So is one that could be served elsewhere.
+        """
+        is_outside = any(row[name] is not None for name in ("external_id", "submit_started_at", "held_at"))
+        owned.progress_by_s = monotonic_s() + 2 * (ASK_S + MAKE_S) + _SLACK_S
+        assert owned.source is not None
+        if is_ours(owned.source.job_class):
+            error = await self._found(owned)
+        else:
+            finding = asyncio.create_task(self._found(owned))
+            try:
+                while not finding.done():
+                    if owned.over or self._runner.is_stopping:
+                        return None
+                    if not is_outside and (unwanted := _not_wanted(owned)) is not None:
+                        return unwanted
+                    await asyncio.wait([finding], timeout=_LOOK_S)
+            finally:
+                finding.cancel()
+            error = finding.result()
+        if error is None or owned.over:
+            return None
+        if not is_outside:
+            if (unwanted := _not_wanted(owned)) is not None:
+                return unwanted
+            if isinstance(error, CodeError):  # the class is the same everywhere
+                return Verdict(JobState.FAILED, f"nothing was submitted, as it cannot be watched: {error}")
+        await self._give_back(owned, error)
+        return None
+
+    async def _found(self, owned: OwnedJob) -> JobrunnerError | None:
+        """Find the way; return why there is none."""
+        try:
+            await self._find(owned)
+        except JobrunnerError as error:
+            return error
+        return None
+
+    async def _find(self, owned: OwnedJob) -> None:
+        source = owned.source
+        assert source is not None
+        terms = await self._terms(source)
+        owned.job = terms.job if terms.is_kept else None
+        owned.is_bound_here, owned.has_callback = terms.is_bound_here, terms.has_callback
+        owned.poll_interval = source.poll_interval or terms.poll_interval
+        owned.way = await self._open(terms)
+        owned.source = None
+
+    async def _terms(self, source: Source) -> Terms:
+        settings = self._runner.database.settings
+        terms = await terms_of(
+            *(self._aside, source.job_class, source.make, source.connection, settings, self._numbers)
+        )
+        for flaw in terms.flaws:
+            if self._said.is_new(flaw):
+                log.warning("a job class is at fault", fault=flaw)
+        return terms
+
+    async def _open(self, terms: Terms) -> Channel:
+        channel = self._channels.get(terms.way)
+        if channel is not None:
+            return channel
+        opening = self._opening.get(terms.way)
+        if opening is None:
+            opening = self._opening[terms.way] = asyncio.create_task(self._made(terms))
+            opening.add_done_callback(lambda done: self._opened(terms.way, done))
+        return await asyncio.shield(opening)  # others may wait for the same one
+
+    async def _made(self, terms: Terms) -> Channel:
+        backend = await made_backend(self._aside, terms.job, terms.behind)
+        answers = self._answers
+        return Channel(terms.connection, backend, answers.on_answer, answers.on_health)
+
+    def _opened(self, way: int, done: asyncio.Task[Channel]) -> None:
+        self._opening.pop(way, None)
+        if not done.cancelled() and done.exception() is None:
+            self._channels[way] = done.result()
+
+    async def _give_back(self, owned: OwnedJob, error: JobrunnerError) -> None:
+        source = owned.source
+        if source is not None and source.on_refused is not None:
+            source.on_refused(error)
+        await self._runner.give_back(owned, f"released: {error}")
+        owned.settle(error)
+
+    async def close(self) -> None:
+        """End what is being opened, and close what was."""
+        for opening in self._opening.values():
+            opening.cancel()
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+
+def _not_wanted(owned: OwnedJob) -> Verdict | None:
+    if owned.kill_seen:
+        return Verdict(JobState.KILLED, "killed before it was submitted")
+    if monotonic_s() >= owned.deadline_s:
+        return Verdict(JobState.FAILED, "the timeout has passed before it was submitted")
+    return None
