@@ -30,6 +30,25 @@ def begin(call: Callable[[], _T], on_end: Callable[[_T | None, BaseException | N
     threading.Thread(target=run, name="jobrunner-aside", daemon=True).start()
 
 
+def within(seconds: float, call: Callable[[], _T]) -> _T:
+    """Call from a thread without an event loop, for at most so long. Raises what it raises, and `Late`."""
+    done = threading.Event()
+    outcome: list[Any] = []
+
+    def on_end(value: _T | None, error: BaseException | None) -> None:
+        outcome.extend((value, error))
+        done.set()
+
+    begin(call, on_end)
+    if not done.wait(seconds):
+        raise Late(f"it has not returned within {seconds:g} s")
+    value, error = outcome
+    if error is not None:
+        raise error
+    found: _T = value
+    return found
+
+
 class Aside:
     """Makes calls beside an event loop, which goes on meanwhile.
 

@@ -4,10 +4,10 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from jobrunner.clock import monotonic_s
+from jobrunner.daemon_threads import DaemonThreads
 from jobrunner.settings import Settings
 
 _T = TypeVar("_T")
@@ -23,7 +23,7 @@ class DatabaseThreads:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "jobrunner-database")
+        self._threads = DaemonThreads(_THREADS, "jobrunner-database")
         # A call has a few statements, and each of them ends by itself within its timeout.
         self._call_s = 2 * max(settings.call_timeout_s, settings.sqlite_busy_timeout_s) + _SLACK_S
         self._waiting = 0
@@ -57,5 +57,5 @@ class DatabaseThreads:
         )
 
     def close(self) -> None:
-        """End the threads, when they are done."""
+        """End the threads; a call that hangs is left behind."""
         self._threads.shutdown()

@@ -45,7 +45,13 @@ _T = TypeVar("_T")
 _CALLBACK_S = 60.0  # after which a `heartbeat_callback` counts as hanging
 _STEP_S = 15.0  # how long a job that was taken may wait for its first step
 _RELEASE_MANY = 500  # in one statement
-_RELEASE_S = 10.0  # how long a runner that is told to stop tries to say so in the database
+STOP_S = 10.0
+"""Seconds within which a runner that is told to stop ends what is under way, and gives its jobs back."""
+_RELEASE_S = 10.0  # how long it tries to give back a single job
+_STEPS_S = 8.0  # of that, for steps under way
+_LEAST_S = 2.0  # for what is still to be written when that time is over
+_SKEW_S = 5.0  # for a look at the database's clock
+_BEATS_S = 1.0  # for a last beat that is under way
 
 
 class Runner:
@@ -87,8 +93,10 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._loop_watch = LoopWatch()
         self.beats.start()
-        with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
-            await asyncio.to_thread(warn_of_skew, self.database, self.database.settings.heartrate)
+        # It is only a warning; the beats will say that the database is away.
+        with suppress(DatabaseError, TimeoutError):
+            async with asyncio.timeout(_SKEW_S):
+                await asyncio.to_thread(warn_of_skew, self.database, self.database.settings.heartrate)
         self.spawn(self.cancelling.keep_time())
         return self
 
@@ -96,7 +104,8 @@ class Runner:
         await self.stop()
         await self._ways.close()
         self._loop_watch.stop()
-        await asyncio.to_thread(self.beats.stop)
+        # Where the database does not answer, a beat hangs, and is left behind.
+        await asyncio.wait([asyncio.ensure_future(asyncio.to_thread(self.beats.stop))], timeout=_BEATS_S)
         await asyncio.to_thread(self._threads.close)
         await self._hooks.close()
         self._hook_sessions.close()
@@ -104,12 +113,21 @@ class Runner:
     async def stop(self, reason: str = "released: its runner was stopped") -> None:
         """Begin nothing any more, end what is under way, and give all jobs back."""
         self._stopping.set()
+        until_s = monotonic_s() + STOP_S
         if self._steps:  # a submission under way, an outcome being written: better ended than cut off
-            await asyncio.wait(self._steps, timeout=_RELEASE_S)
+            await asyncio.wait(self._steps, timeout=_STEPS_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._release_all(reason)
+        left = len(self.jobs)
+        try:
+            async with asyncio.timeout(max(_LEAST_S, until_s - monotonic_s())):
+                while self.jobs:
+                    left -= await self._release_some(list(self.jobs.values())[:_RELEASE_MANY], reason)
+        except TimeoutError:
+            log.warning("not released: others will find them silent", jobs=left)
+            for owned in list(self.jobs.values()):
+                self._forget(owned)
 
     @property
     def steps(self) -> int:
@@ -217,28 +235,17 @@ class Runner:
                     return
             await retry.pause()
 
-    async def _release_all(self, reason: str) -> None:
-        """Give all jobs back, trying for a while where the database is away."""
-        give_up_s = monotonic_s() + _RELEASE_S
-        while self.jobs:
-            some = list(self.jobs.values())[:_RELEASE_MANY]  # the others are beaten for until then
-            for owned in some:
-                self._forget(owned)
-            await self._release_some([owned.claim for owned in some], reason, give_up_s)
-
-    async def _release_some(self, claims: list[Claim], reason: str, give_up_s: float) -> None:
+    async def _release_some(self, jobs: list[OwnedJob], reason: str) -> int:
+        """Give jobs back, trying again while the database is away, and return how many."""
+        for owned in jobs:  # the others are beaten for until it is their turn
+            self._forget(owned)
+        claims = [owned.claim for owned in jobs]
         retry = Retry(most_s=1.0)
         while True:
-            try:
+            with suppress(DatabaseError):  # it is tried again, as for jobs that somebody holds locked
                 claims = await self.call(_release, self.owner.runner_id, claims, reason)
-                trouble = "somebody holds them locked"
-            except DatabaseError as error:
-                trouble = str(error)
             if not claims:
-                return
-            if monotonic_s() > give_up_s:
-                log.warning("not released: others will find them silent", jobs=len(claims), error=trouble)
-                return
+                return len(jobs)
             await retry.pause()
 
     def _forget(self, owned: OwnedJob) -> None:

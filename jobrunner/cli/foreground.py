@@ -21,6 +21,8 @@ from jobrunner.states import JobState
 if TYPE_CHECKING:
     from jobrunner.models import BaseJob, MonitorJob
 
+_LAST_LOOK_S = 2.0  # for a process that was told to stop: the database may not answer
+
 
 def start_monitor_job(make: "Callable[..., MonitorJob]", options: JobOptions) -> int:
     """Make a monitor job, run it in this process to its end, and return the exit code.
@@ -64,7 +66,7 @@ def watch_to_the_end(run: Callable[[], None], live: Live) -> int:
     try:
         run()
     except Released as error:
-        row = live.finish()
+        row = live.finish(_LAST_LOOK_S)
         has_begun = row is None or row["external_id"] is not None
         work = "its work goes on" if has_begun else "its work is not known to have begun"
         word(f"job {live.job_id} is released: {work}, and nobody watches it, nor any timeout.")
@@ -107,7 +109,7 @@ def run_own_code(run: Callable[[], None], live: Live) -> int:
             return tell(error)
         return code_of(error) if isinstance(error, JobEndedBadly) else _code_of(row["state"])
     except KeyboardInterrupt as error:
-        live.finish()
+        live.finish(_LAST_LOOK_S)
         return 128 + error.number if isinstance(error, _Stopped) else ExitCode.INTERRUPTED
     except SystemExit:
         live.finish()

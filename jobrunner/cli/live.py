@@ -2,12 +2,14 @@
 
 import sys
 import threading
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy import RowMapping
 
 from jobrunner import queries
+from jobrunner.aside import Late, within
 from jobrunner.cli import spelling
 from jobrunner.cli.output import (
     erase_live_line,
@@ -68,10 +70,13 @@ class Live:
             self._thread.join(_LOOK_S)
         erase_live_line()
 
-    def finish(self) -> RowMapping | None:
-        """Say how the job stands at the end, and return its row; None where it cannot be read."""
+    def finish(self, within_s: float = threading.TIMEOUT_MAX) -> RowMapping | None:
+        """Say how the job stands at the end, and return its row; None where it cannot be read in time."""
         self.stop()
-        row = None if self.job_id is None else _row(self.job_id)
+        try:
+            row = None if self.job_id is None else within(within_s, partial(_row, self.job_id))
+        except Late:
+            row = None
         if row is None:
             return None
         if self._as_json:

@@ -131,7 +131,10 @@ def worker(
     except JobEndedBadly as error:
         word(f"jobrunner: {error}")
         return code_of(error)
-    word(f"worker {job.id} has {job.message}: its jobs were given back.")
+    if job.state.is_terminal:
+        word(f"worker {job.id} has {job.message}: its jobs were given back.")
+    else:
+        word(f"worker {job.id} has stopped. The database did not answer: others find its jobs silent.")
     return ExitCode.SUCCESS
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Literal
@@ -9,8 +10,18 @@ from typing import Any, Literal
 from sqlalchemy import RowMapping
 
 from jobrunner import identity, statements
+from jobrunner.aside import Late, within
+from jobrunner.daemon_threads import DaemonThreads
 from jobrunner.database import Database, get_database
-from jobrunner.errors import DatabaseError, JobNotFound, JobrunnerError, Released, UsageError, error_of_end
+from jobrunner.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    JobNotFound,
+    JobrunnerError,
+    Released,
+    UsageError,
+    error_of_end,
+)
 from jobrunner.executors.signals import heard
 from jobrunner.logs import get_logger
 from jobrunner.models import BaseJob, MonitorJob, UnknownJob
@@ -33,6 +44,9 @@ from jobrunner.sweeper import (
 log = get_logger(__name__)
 
 OnExit = Literal["release", "kill"]
+_THREADS = 8
+_TAKE_S = 6.0  # for a claim under way, when told to stop
+_RELOAD_S = 2.0  # for a last look at the row, when told to stop: the database may not answer
 Ended = asyncio.Future[JobState]
 """How a job that a runner owns will have ended."""
 
@@ -97,8 +111,8 @@ class LocalExecutor:
             state = asyncio.run(watch.run(own))
         finally:
             if is_stored(watch.job):
-                with suppress(DatabaseError, JobNotFound):  # it would hide how the watch itself ended
-                    watch.job.reload()
+                with suppress(DatabaseError, JobNotFound, Late):  # it would hide how the watch itself ended
+                    within(_RELOAD_S if watch.is_stopped else threading.TIMEOUT_MAX, watch.job.reload)
         error = error_of_end(watch.job.id, state, watch.job.message)
         if error is not None:
             raise error
@@ -147,6 +161,8 @@ class Watch:
 
     async def run(self, own: "Callable[[], Awaitable[Ended | JobState]]") -> JobState:
         """Watch to the end. `own` comes to own the job, or returns how it ended."""
+        # An event loop, and the interpreter at its exit, would wait for other threads without a bound.
+        asyncio.get_running_loop().set_default_executor(DaemonThreads(_THREADS, "jobrunner-io"))
         with heard(self._on_signal):
             return await self.follow(own)
 
@@ -167,6 +183,17 @@ class Watch:
         """Watch no longer, and raise this."""
         self._why_stopped = why
         self._stop.set()
+
+    def _unknown(self) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            "Told to stop while the database did not answer: whether the job was stored, or claimed, is not "
+            f"known. `jobrunner list --key {self.job.key}` shows it, once the database can be reached."
+        )
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
 
     def _released(self) -> JobrunnerError:
         if self._why_stopped is not None:
@@ -194,7 +221,9 @@ class Watch:
         lookout = Lookout(self.job.id, self._database.settings.grace_multiplier)
         while not self._stop.is_set():
             with lookout.trying():
-                found = await asyncio.to_thread(self._look, lookout)
+                looking = asyncio.ensure_future(asyncio.to_thread(self._look, lookout))
+                await self._until_stopped(looking)
+                found = looking.result() if looking.done() else None
                 if isinstance(found, JobState):
                     return found
                 if found is not None:
@@ -206,6 +235,14 @@ class Watch:
                 async with asyncio.timeout(min(LOOK_S, self.job.heartrate / 4)):
                     await self._stop.wait()
         raise self._released()
+
+    async def _until_stopped(self, doing: "asyncio.Future[Any]", end_s: float = 0.0) -> None:
+        """Wait for something that is done; when told to stop, for so long at most."""
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not doing.done():
+            await asyncio.wait((doing,), timeout=end_s)
 
     def _look(self, lookout: Lookout) -> tuple[RowMapping, Sighting | None] | JobState | None:
         """Return the row of a job that is there to be claimed, or how it ended; None: it is not yet."""
@@ -255,7 +292,10 @@ class Watch:
         assert self._runner is not None
         taking = asyncio.create_task(asyncio.to_thread(take))
         try:
-            taken = await asyncio.shield(taking)
+            await self._until_stopped(taking, _TAKE_S)
+            if not taking.done():
+                raise self._unknown()  # noqa: TRY301  # below, what was begun is given up
+            taken = taking.result()
             if taken is None:
                 return None
             await asyncio.to_thread(start.confirm)
@@ -263,8 +303,10 @@ class Watch:
             end = self._runner.take(taken.claim, taken.row, self.job)
             start.hand_over()
         except BaseException as error:
-            await asyncio.wait([taking])  # a thread cannot be cancelled, and may take it yet
-            await asyncio.to_thread(start.give_up, error)
+            # A thread cannot be cancelled, and may take it yet; one that hangs is left behind.
+            await asyncio.wait([taking], timeout=_TAKE_S)
+            if taking.done():
+                await asyncio.wait([asyncio.create_task(asyncio.to_thread(start.give_up, error))])
             raise
         return end
 

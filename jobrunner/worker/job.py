@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobrunner import registry
+from jobrunner.aside import Late, within
 from jobrunner.database import get_database
 from jobrunner.errors import DatabaseError, JobNotFound, UsageError, error_of_end
 from jobrunner.executors.base import WorkerExecutor
@@ -18,6 +19,7 @@ CAPACITY = 10_000
 """Monitor jobs that a worker watches at most, unless it is told otherwise."""
 DRAIN_TIMEOUT_S = 600.0
 """Seconds for which a worker that is stopped waits for its child processes, unless it is told otherwise."""
+_RELOAD_S = 2.0  # for a last look at its row: the database may not answer
 
 
 class WorkerJob(BaseJob):
@@ -98,8 +100,8 @@ class WorkerJob(BaseJob):
             worker = Worker(start.database, start.owner, taken.claim, self, probe, stop)
             start.has_begun()  # and it ends its row itself: an error leaves that to `start`
             state = asyncio.run(worker.run())
-        with suppress(DatabaseError, JobNotFound):  # it would hide how the work itself ended
-            self.reload()
+        with suppress(DatabaseError, JobNotFound, Late):  # it would hide how the work itself ended
+            within(_RELOAD_S, self.reload)
         error = error_of_end(self.id, state, self.message)
         if error is not None:
             raise error

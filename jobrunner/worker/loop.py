@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 from jobrunner import registry, statements, worklist
 from jobrunner.clock import monotonic_s
+from jobrunner.daemon_threads import DaemonThreads
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseError
 from jobrunner.executors.base import CodeJobs, WorkerExecutor, counted
@@ -42,15 +42,8 @@ _NEXT_S = 0.02  # ... and while there is
 _ROUND_S = 30.0  # beyond the database's own deadline: a round that takes longer makes no progress
 _SOON_S = 0.05  # ... and while there is more than may be on its way
 _IO_THREADS, _LOOK_THREADS = 32, 2
-_END_S = 10.0  # how long a worker that stops tries to say so in the database
-
-
-class _Threads(ThreadPoolExecutor):
-    """Threads that are not waited for at the end of a worker."""
-
-    def close(self) -> None:
-        """Begin nothing more."""
-        self.shutdown(wait=False, cancel_futures=True)
+_LAST_S = 2.0  # each, for what a worker that stops still says in the database
+_ROUND_END_S = 3.0  # for the round under way: one that waits for the database is left behind
 
 
 class Worker:
@@ -98,11 +91,10 @@ class Worker:
         )
         notifier = Notifier(self.is_well)
         # Few threads by default: names that are slow to resolve, or disks that hang, would keep all waiting.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_IO_THREADS, "jobrunner-io"))
-        with (
-            heard(self._stop.on_signal),
-            closing(_Threads(_LOOK_THREADS, "jobrunner-worker")) as self._threads,
-        ):
+        asyncio.get_running_loop().set_default_executor(DaemonThreads(_IO_THREADS, "jobrunner-io"))
+        self._threads = DaemonThreads(_LOOK_THREADS, "jobrunner-worker")
+        with heard(self._stop.on_signal), ExitStack() as at_end:
+            at_end.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             async with Runner(self._database, self._owner) as self._runner:
                 self._code = self._code_jobs()
                 self._set_up()
@@ -152,15 +144,31 @@ class Worker:
     async def _work(self, notifier: Notifier) -> None:
         while not self._stop.is_wished:
             self._itself.progress_by_s = monotonic_s() + self._round_s()
-            await self._guarded("question whether to go on", self._ask_to_go_on)
+            await self._unless_stopped(self._guarded("question whether to go on", self._ask_to_go_on))
             if self._means.is_fenced:
                 took = 0
                 self._sweeping.restart()
             else:
-                took = await self._guarded("look", self._round)
+                took = await self._unless_stopped(self._guarded("look", self._round))
             self._rounds += 1
             notifier.ready(f"watching {counted(len(self._runner.jobs), 'job')}")
             await self._stop.wait(self._pause_s(took))
+
+    async def _unless_stopped(self, part: Coroutine[Any, Any, int]) -> int:
+        """Do a part of a round; when the worker is told to stop, it has a moment to end.
+
+        What a statement that is left behind has claimed is beaten for by nobody: others find it silent.
+        """
+        doing = asyncio.create_task(part)
+        told = asyncio.create_task(self._stop.told())
+        try:
+            await asyncio.wait((doing, told), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                await asyncio.wait((doing,), timeout=_ROUND_END_S)
+            return doing.result() if doing.done() else 0
+        finally:
+            told.cancel()
+            doing.cancel()
 
     def _pause_s(self, took: int) -> float:
         if took:
@@ -218,7 +226,7 @@ class Worker:
             to_release=len(self._runner.jobs),
             running=len(self._code.by_job),
         )
-        await self._guarded("tell", self._telling.tell)  # who serves for us stops, too
+        await self._tell()  # who serves for us stops, too
         await self._runner.stop("released: its worker was stopped")
         if not self._code.is_idle:
             waiting = asyncio.create_task(self._code.wait(self._drain_timeout_s))
@@ -226,10 +234,16 @@ class Worker:
                 self._itself.progress_by_s = monotonic_s() + self._round_s()
                 await asyncio.wait([waiting], timeout=LOOK_S)
                 await self._guarded("look after code", self._code.look)
-                await self._guarded("tell", self._telling.tell)
+                await self._tell()
         if self._code.by_job:
             log.warning("code goes on by itself", jobs=sorted(self._code.by_job.keys()))
         self._code.leave()
+
+    async def _tell(self) -> None:
+        """Say in the worker's row that it stops, where the database answers."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_S):
+                await self._guarded("tell", self._telling.tell)
 
     async def _end(self) -> None:
         if self._stop.is_lost:
@@ -237,7 +251,7 @@ class Worker:
         state, message = self._stop.outcome
         self._itself.over = True  # a beat that finds it ended has nothing to say
         try:
-            async with asyncio.timeout(_END_S):
+            async with asyncio.timeout(_LAST_S):
                 if state is JobState.KILLED:
                     row = await self._runner.persist(statements.get_or_none, self._claim.job_id)
                     message = message if row is None else kill_message(row)

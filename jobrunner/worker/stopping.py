@@ -29,6 +29,10 @@ class Stop:
         """Whether nothing more is to be taken."""
         return self._wished.is_set()
 
+    async def told(self) -> None:
+        """Wait for the wish."""
+        await self._wished.wait()
+
     async def wait(self, timeout_s: float) -> None:
         """Wait for the wish, and at most for so long."""
         with suppress(TimeoutError):
