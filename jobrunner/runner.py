@@ -45,10 +45,10 @@ _T = TypeVar("_T")
 _CALLBACK_S = 60.0  # after which a `heartbeat_callback` counts as hanging
 _STEP_S = 15.0  # how long a job that was taken may wait for its first step
 _RELEASE_MANY = 500  # in one statement
-STOP_S = 10.0
+STOP_S = 8.0
 """Seconds within which a runner that is told to stop ends what is under way, and gives its jobs back."""
 _RELEASE_S = 10.0  # how long it tries to give back a single job
-_STEPS_S = 8.0  # of that, for steps under way
+_STEPS_S = 6.0  # of that, for steps under way
 _LEAST_S = 2.0  # for what is still to be written when that time is over
 _SKEW_S = 5.0  # for a look at the database's clock
 _BEATS_S = 1.0  # for a last beat that is under way

@@ -42,7 +42,7 @@ _NEXT_S = 0.02  # ... and while there is
 _ROUND_S = 30.0  # beyond the database's own deadline: a round that takes longer makes no progress
 _SOON_S = 0.05  # ... and while there is more than may be on its way
 _IO_THREADS, _LOOK_THREADS = 32, 2
-_LAST_S = 2.0  # each, for what a worker that stops still says in the database
+_TELL_S, _LAST_S = 1.0, 2.0  # for what a worker that stops still says in the database
 _ROUND_END_S = 3.0  # for the round under way: one that waits for the database is left behind
 
 
@@ -242,7 +242,7 @@ class Worker:
     async def _tell(self) -> None:
         """Say in the worker's row that it stops, where the database answers."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_S):
+            async with asyncio.timeout(_TELL_S):
                 await self._guarded("tell", self._telling.tell)
 
     async def _end(self) -> None:
