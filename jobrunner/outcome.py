@@ -7,6 +7,7 @@ from sqlalchemy import Connection, RowMapping
 
 from jobrunner import statements
 from jobrunner.backends.base import Gone, Observation, Patience
+from jobrunner.clock import monotonic_s
 from jobrunner.heartbeat import lost_because
 from jobrunner.models.endings import kill_message
 from jobrunner.owned import DEADLINE, KILL, START_TIMEOUT, OwnedJob, Shown
@@ -20,6 +21,15 @@ class Verdict:
 
     state: JobState
     message: str
+
+
+def not_wanted(owned: OwnedJob) -> Verdict | None:
+    """Return how a job ends of which nothing was submitted, where it is to end; None: it is wanted."""
+    if owned.kill_seen:
+        return Verdict(JobState.KILLED, "killed before it was submitted")
+    if monotonic_s() >= owned.deadline_s:
+        return Verdict(JobState.FAILED, "the timeout has passed before it was submitted")
+    return None
 
 
 def verdict_of(observation: Observation, row: RowMapping, waited: Shown | None = None) -> Verdict:

@@ -18,7 +18,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendDefect, DatabaseRefused, NotSent, SubmitRejected, Throttled, words_of
 from jobrunner.heartbeat import lost_because
 from jobrunner.logs import get_logger
-from jobrunner.outcome import Verdict
+from jobrunner.outcome import Verdict, not_wanted
 from jobrunner.owned import OwnedJob
 from jobrunner.retry import Retry
 from jobrunner.statements import Claim
@@ -237,11 +237,7 @@ class _Submission:
         return True
 
     def _not_wanted(self) -> Verdict | None:
-        if self._owned.kill_seen:
-            return Verdict(JobState.KILLED, "killed before it was submitted")
-        if monotonic_s() >= self._owned.deadline_s:
-            return Verdict(JobState.FAILED, "the timeout has passed before it was submitted")
-        return None
+        return not_wanted(self._owned)
 
     async def _why_not_begun(self) -> Verdict | None:
         """Learn what the row says now: somebody, or a write of ours whose answer was lost, changed it."""

@@ -14,7 +14,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import CodeError, JobrunnerError
 from jobrunner.log_limits import Once
 from jobrunner.logs import get_logger
-from jobrunner.outcome import Verdict
+from jobrunner.outcome import Verdict, not_wanted
 from jobrunner.owned import OwnedJob, Source
 from jobrunner.states import JobState
 from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, is_ours, made_backend, terms_of
@@ -63,7 +63,7 @@ class Ways:
                 while not finding.done():
                     if owned.over or self._runner.is_stopping:
                         return None
-                    if not is_outside and (unwanted := _not_wanted(owned)) is not None:
+                    if not is_outside and (unwanted := not_wanted(owned)) is not None:
                         return unwanted
                     await asyncio.wait([finding], timeout=_LOOK_S)
             finally:
@@ -72,7 +72,7 @@ class Ways:
         if error is None or owned.over:
             return None
         if not is_outside:
-            if (unwanted := _not_wanted(owned)) is not None:
+            if (unwanted := not_wanted(owned)) is not None:
                 return unwanted
             if isinstance(error, CodeError):  # the class is the same everywhere
                 return Verdict(JobState.FAILED, f"nothing was submitted, as it cannot be watched: {error}")
@@ -139,11 +139,3 @@ class Ways:
         for opening in self._opening.values():
             opening.cancel()
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
-
-
-def _not_wanted(owned: OwnedJob) -> Verdict | None:
-    if owned.kill_seen:
-        return Verdict(JobState.KILLED, "killed before it was submitted")
-    if monotonic_s() >= owned.deadline_s:
-        return Verdict(JobState.FAILED, "the timeout has passed before it was submitted")
-    return None
