@@ -15,7 +15,15 @@ from jobrunner import identity, statements
 from jobrunner.backends.base import SEND_WITHIN_S, Absent, Found, sending_until
 from jobrunner.backends.checks import flaw_of_id, seconds_of
 from jobrunner.clock import monotonic_s
-from jobrunner.errors import BackendDefect, DatabaseRefused, NotSent, SubmitRejected, Throttled, words_of
+from jobrunner.errors import (
+    BackendDefect,
+    DatabaseError,
+    DatabaseRefused,
+    NotSent,
+    SubmitRejected,
+    Throttled,
+    words_of,
+)
 from jobrunner.heartbeat import lost_because
 from jobrunner.logs import get_logger
 from jobrunner.outcome import Verdict, not_wanted
@@ -155,9 +163,15 @@ class _Submission:
         owned = self._owned
         if not await self._has_baseline():
             return None
-        begun_s, started_at = await self._runner.persist(
-            _begin, owned.claim, owned.token, self._host_id, self._baseline, self._host_uid
-        )
+        begin = (_begin, owned.claim, owned.token, self._host_id, self._baseline, self._host_uid)
+        try:
+            begun_s, started_at = await self._runner.call(*begin)
+        except DatabaseRefused:
+            raise
+        except DatabaseError as error:
+            self._give_back_turn()  # the rows of others may be free
+            await self._say_not_yet(words_of(error))  # which waits for this row, and for the database
+            return None
         if started_at is None:
             return await self._why_not_begun()
         self._started_at = started_at

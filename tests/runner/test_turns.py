@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from jobrunner.backends.checks import SUBMISSIONS_AT_ONCE, submissions_at_once_o
 from jobrunner.database import Database
 from jobrunner.states import JobState
 from jobrunner.testing import Fault, MemoryBackend, use_backend
-from tests.helpers import row_of
+from tests.helpers import plain_connection, row_of
+from tests.runner.gates import Gate
 from tests.runner.support import SOON, a_job, a_runner, crash, in_loop, soon, start, take_over, within
 
 JOBS = 150
@@ -114,3 +116,24 @@ def test_a_backend_need_not_say_how_many_are_submitted_at_once() -> None:
     said: list[str] = []
     assert submissions_at_once_of(object(), said.append) == SUBMISSIONS_AT_ONCE
     assert not said
+
+
+@in_loop
+async def test_a_job_whose_row_is_held_as_it_begins_keeps_no_turn(
+    postgres_database: Database, postgres_url: str
+) -> None:
+    outside = MemoryBackend(plan=SOON)
+    outside.submissions_at_once = 1  # type: ignore[attr-defined]  # a backend may have it
+    with use_backend(outside):
+        async with a_runner(postgres_database) as runner:
+            gate = Gate(runner, "_begin")
+            job = a_job(heartrate=30.0)
+            end = start(runner, job)
+            await gate.arrived()
+            with closing(plain_connection(postgres_url)) as somebody:
+                somebody.execute("BEGIN")
+                somebody.execute(f"SELECT 1 FROM job WHERE id = {job.id} FOR UPDATE")
+                gate.open()
+                assert await within(start(runner, a_job())) is JobState.SUCCESS
+                assert not end.done()
+            assert await within(end) is JobState.SUCCESS
