@@ -60,11 +60,15 @@ class Ways:
         else:
             finding = asyncio.create_task(self._found(owned))
             try:
+                unwanted_by_s: float | None = None
                 while not finding.done():
                     if owned.over or self._runner.is_stopping:
                         return None
                     if not is_outside and (unwanted := not_wanted(owned)) is not None:
-                        return unwanted
+                        # Its object is waited for a while: a kill calls its `on_kill`.
+                        unwanted_by_s = unwanted_by_s or monotonic_s() + ASK_S
+                        if monotonic_s() >= unwanted_by_s:
+                            return unwanted
                     await asyncio.wait([finding], timeout=_LOOK_S)
             finally:
                 finding.cancel()

@@ -177,7 +177,7 @@ def test_a_row_that_cannot_be_read_stays_held_in_plain_words(
 
 
 def test_a_job_of_a_type_that_is_not_here_stays_held_and_says_where_to_ask(database: Database) -> None:
-    insert_job(database, job_type="of.a.Newer.Version")
+    insert_job(database, job_type="of.a.Newer.Version", connection="newer_default")
     restoring.hold_all(database)
     (left,) = restoring.prove(database)
     assert "cannot be loaded here: ask from where it is installed" in left.why

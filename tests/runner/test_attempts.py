@@ -221,8 +221,8 @@ def test_the_next_owner_of_a_killed_job_whose_start_timeout_stands_calls_on_kill
             job.request_kill()
             async with a_runner(database) as second:
                 take_over(second, job)
-                mine = second.jobs[job.id].job
-                await soon(lambda: mine.kills == 1)  # type: ignore[union-attr]
+                owned = second.jobs[job.id]
+                await soon(lambda: getattr(owned.job, "kills", 0) == 1)
                 outside.advance(external_id, Phase.CANCELLED)
                 await soon(lambda: look(database, job.id, "state") == (JobState.FAILED,))
 

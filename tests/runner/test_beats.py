@@ -212,10 +212,12 @@ def test_a_call_that_never_ends_is_given_up_and_keeps_no_job_from_its_beats(
             with use_backend(outside):
                 well = ElsewhereJob(heartrate=0.2, poll_interval=0.05)
                 start(runner, well)
+                await soon(lambda: runner.jobs[well.id].way is not None)
             with use_backend(stuck):
                 job = a_job(heartrate=0.2)
                 stuck.is_stuck = call == "submit"
                 start(runner, job)
+                await soon(lambda: runner.jobs[job.id].way is not None)
             if call == "fetch":
                 await soon(lambda: row_of(sqlite_database, job.id)["external_state"] == "RUNNING")
                 stuck.is_stuck = True

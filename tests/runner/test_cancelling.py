@@ -260,12 +260,12 @@ def test_a_killed_jobs_next_owner_goes_on_with_the_cancelling(database: Database
                 await crash(first)
             async with a_runner(database) as second:
                 end = take_over(second, job)
-                successor = second.jobs[job.id].job
+                successor = second.jobs[job.id]
                 asked = len(outside.jobs[external_id].cancel_reasons)
                 await soon(lambda: len(outside.jobs[external_id].cancel_reasons) > asked)
                 outside.advance(external_id, Phase.CANCELLED, "ended at last")
                 assert await within(end) is JobState.KILLED
-                assert successor.kills == 0, "the first owner has called on_kill"  # type: ignore[union-attr]
+                assert successor.job.kills == 0, "the first owner has called on_kill"  # type: ignore[union-attr]
         assert row_of(database, job.id)["message"] == "killed by anna (ended at last)"
 
     asyncio.run(main())

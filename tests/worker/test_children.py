@@ -18,6 +18,7 @@ from jobrunner import statements
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnavailable, UsageError
 from jobrunner.executors import child, children
+from jobrunner.executors.family import Family
 from jobrunner.models import BaseJob
 from jobrunner.statements import new_owner
 from jobrunner.states import JobState
@@ -185,12 +186,13 @@ async def test_a_child_that_could_not_be_told_of_its_claim_gives_the_job_back(
     job_id = store(own_jobs.Good, notes)
     real = children._begun
 
-    def begun(order: child.Order) -> "subprocess.Popen[bytes]":
+    def begun(order: child.Order) -> tuple["subprocess.Popen[bytes]", Family]:
         monkeypatch.setattr(children, "_begun", real)
         with database.write() as connection:
             owner = dataclasses.replace(new_owner("LocalExecutor"), runner_id=order.runner_id)
             statements.claim_queued(connection, order.job_id, owner)
-        return subprocess.Popen(["sh", "-c", f"exit {child.NOT_BEGUN}"])
+        process = subprocess.Popen(["sh", "-c", f"exit {child.NOT_BEGUN}"])
+        return process, Family.of(process.pid, order.runner_id)
 
     monkeypatch.setattr(children, "_begun", begun)
     async with a_worker(database):

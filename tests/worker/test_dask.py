@@ -325,7 +325,7 @@ def test_resources_are_given_on_the_command_line(sqlite_database: Database) -> N
     assert row_of(sqlite_database, 1)["spec"]["resources"] == {"GPU": 1, "memory": 2.5}
     for options, said in (
         (["--resource", "GPU=1"], "--resource is for code that a worker runs"),
-        (["--detach", "--resource", "GPU=none"], "A job cannot ask for GPU=none"),
+        (["--detach", "--resource", "GPU=none"], "A job cannot ask for GPU='none'"),
         (["--detach", "--resource", "GPU"], "'GPU' is no NAME=VALUE"),
     ):
         answer = run(*options)

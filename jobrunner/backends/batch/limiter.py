@@ -70,7 +70,7 @@ class Limiter:
             if wait_s > _SOON_S:
                 # Those before it may give up meanwhile: it looks again after half of the time.
                 return min(wait_s, max(_LOOK_S, wait_s / 2))
-            self._lines[lane].popleft()
+            self._lines[lane].remove(me)
             self._last = lane
             # Jittered, and only ever later, so that several runners do not fall into step.
             self._next_s += gap_s * random.uniform(1.0, 1.2)  # noqa: S311  # jitter, not a secret
