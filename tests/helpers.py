@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Self
 
@@ -25,6 +25,15 @@ def plain_connection(url: str) -> Any:
     if url.startswith("sqlite"):
         return sqlite3.connect(str(make_url(url).database), isolation_level=None, check_same_thread=False)
     return psycopg.connect(url, autocommit=True)
+
+
+@contextmanager
+def rows_held(url: str, ids: Sequence[int]) -> Iterator[Callable[[], None]]:
+    """Hold rows of PostgreSQL locked, as an open session of psql does; gives what lets go of them."""
+    with closing(plain_connection(url)) as somebody:
+        somebody.execute("BEGIN")
+        somebody.execute(f"SELECT 1 FROM job WHERE id IN ({','.join(map(str, ids))}) FOR UPDATE")
+        yield lambda: somebody.execute("ROLLBACK")
 
 
 def plain_sql(url: str, statement: str) -> list[tuple[Any, ...]]:

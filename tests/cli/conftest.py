@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,23 @@ class CommandLine:
         word, job_id = process.stdout.readline().split()
         assert word == "job"
         return process, job_id
+
+    @contextmanager
+    def records_elsewhere(self) -> Iterator[str]:
+        """Give a silent job whose records are not where it says; then they are back, and it ends with 7."""
+        go = self.directory / "go"
+        command = f"while ! test -e {go}; do sleep 0.05; done; exit 7"
+        process, job_id = self.begin_job("process", "--heartrate", "0.5", "--", "sh", "-c", command)
+        self.until(job_id, "external_state", "running")
+        process.kill()
+        process.communicate(timeout=30)
+        records = Path(self("show", job_id, "--json").json["external_id"]).parent
+        elsewhere = records.rename(records.with_name("elsewhere"))
+        records.mkdir()
+        yield job_id
+        records.rmdir()
+        elsewhere.rename(records)
+        go.touch()
 
     def until(self, job_id: str, column: str, value: Any) -> None:
         """Wait until a job's column has this value; None: until it has any."""

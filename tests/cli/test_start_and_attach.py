@@ -4,7 +4,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import psutil
 import pytest
@@ -228,23 +227,12 @@ def test_a_killed_job_of_ones_own_leaves_no_program_behind(own_jobs: CommandLine
 
 
 def test_a_job_is_taken_over_only_from_where_its_records_are(jobrunner: CommandLine) -> None:
-    go = jobrunner.directory / "go"
-    command = f"while ! test -e {go}; do sleep 0.05; done; exit 7"
-    process, job_id = jobrunner.begin_job("process", "--heartrate", "0.5", "--", "sh", "-c", command)
-    jobrunner.until(job_id, "external_state", "running")
-    process.kill()
-    process.communicate(timeout=30)
-    records = Path(jobrunner("show", job_id, "--json").json["external_id"]).parent
-    elsewhere = records.rename(records.with_name("elsewhere"))
-    records.mkdir()
-    answer = jobrunner("attach", job_id)
-    assert answer.code == 2
-    assert answer.says("cannot be seen from here", "mounted")
-    row = jobrunner("show", job_id, "--json").json
-    assert (row["state"], row["claims"]) == ("running", 1)
-    records.rmdir()
-    elsewhere.rename(records)
-    go.touch()
+    with jobrunner.records_elsewhere() as job_id:
+        answer = jobrunner("attach", job_id)
+        assert answer.code == 2
+        assert answer.says("cannot be seen from here", "mounted")
+        row = jobrunner("show", job_id, "--json").json
+        assert (row["state"], row["claims"]) == ("running", 1)
     assert jobrunner("attach", job_id).says("exit code 7")
 
 

@@ -64,23 +64,12 @@ def test_what_a_worker_does_not_take_is_listed_with_the_reason(jobrunner: Comman
 def test_a_silent_job_whose_records_a_worker_does_not_see_is_listed_with_the_reason(
     jobrunner: CommandLine,
 ) -> None:
-    go = jobrunner.directory / "go"
-    command = f"while ! test -e {go}; do sleep 0.05; done; exit 7"
-    process, job_id = jobrunner.begin_job("process", "--heartrate", "0.5", "--", "sh", "-c", command)
-    jobrunner.until(job_id, "external_state", "running")
-    process.kill()
-    process.communicate(timeout=30)
-    records = Path(jobrunner("show", job_id, "--json").json["external_id"]).parent
-    elsewhere = records.rename(records.with_name("elsewhere"))
-    records.mkdir()
-    worker = WorkerProcess(jobrunner)
-    reason = f"worker {worker.job_id} does not take it: its records in"
-    until(lambda: reason in jobrunner("list", COLUMNS="400").out)
-    assert jobrunner("show", job_id).says(f"job {job_id} is silent: {reason}")
-    assert jobrunner("logs", job_id).is_refused("cannot be seen from here")
-    records.rmdir()
-    elsewhere.rename(records)
-    go.touch()
+    with jobrunner.records_elsewhere() as job_id:
+        worker = WorkerProcess(jobrunner)
+        reason = f"worker {worker.job_id} does not take it: its records in"
+        until(lambda: reason in jobrunner("list", COLUMNS="400").out)
+        assert jobrunner("show", job_id).says(f"job {job_id} is silent: {reason}")
+        assert jobrunner("logs", job_id).is_refused("cannot be seen from here")
     jobrunner.until(job_id, "state", "failed")
     assert "exit code 7" in jobrunner("list").out
     worker.send(signal.SIGTERM)

@@ -18,7 +18,7 @@ from jobrunner.runner import Runner
 from jobrunner.settings import configure
 from jobrunner.states import JobState
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, Plan, use_backend
-from tests.helpers import an_owner, plain_connection, plain_sql, row_of
+from tests.helpers import an_owner, plain_connection, plain_sql, row_of, rows_held
 from tests.postgres import Postgres
 from tests.proxy import Proxy
 from tests.runner.support import a_job, a_runner, an_outside, look, soon, start, take_over, within
@@ -110,9 +110,7 @@ def test_a_row_that_a_psql_session_holds_locked_stays_ours_and_silences_nobody(
                 held, other = a_job(), a_job()
                 external_id, end = await watched(runner, outside, held)
                 await watched(runner, outside, other)
-                with closing(plain_connection(postgres_url)) as connection:
-                    connection.execute("BEGIN")
-                    connection.execute("SELECT 1 FROM job WHERE id = %s FOR UPDATE", (held.id,))
+                with rows_held(postgres_url, [held.id]):
                     before = beat_of(postgres_database, held.id)
                     for _ in range(4):
                         await beats(postgres_database, other.id, 3)
@@ -136,9 +134,7 @@ def test_a_row_that_was_locked_for_a_moment_is_beaten_for_again_before_the_next_
                 held, other = a_job(heartrate=3.0), a_job(heartrate=3.0)
                 await watched(runner, outside, held)
                 await watched(runner, outside, other)
-                with closing(plain_connection(postgres_url)) as connection:
-                    connection.execute("BEGIN")
-                    connection.execute("SELECT 1 FROM job WHERE id = %s FOR UPDATE", (held.id,))
+                with rows_held(postgres_url, [held.id]):
                     before = beat_of(postgres_database, held.id)
                     await beats(postgres_database, other.id)
                     assert beat_of(postgres_database, held.id) == before

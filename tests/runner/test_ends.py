@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -24,9 +23,9 @@ from tests.helpers import (
     begin_cancel,
     events_of,
     insert_job,
-    plain_connection,
     plain_sql,
     row_of,
+    rows_held,
     statements_of,
 )
 from tests.runner.gates import Gate
@@ -170,14 +169,12 @@ def test_a_row_that_somebody_holds_ends_later_and_keeps_back_no_other(
         with use_backend(outside):
             async with a_runner(postgres_database) as runner:
                 jobs, ends = await all_watched(runner, outside, 5)
-                with closing(plain_connection(postgres_url)) as somebody:
-                    somebody.execute("BEGIN")
-                    somebody.execute(f"SELECT 1 FROM job WHERE id = {jobs[0].id} FOR UPDATE")
+                with rows_held(postgres_url, [jobs[0].id]) as let_go:
                     for external_id in outside.jobs:
                         outside.succeed(external_id)
                     assert {await within(end) for end in ends[1:]} == {JobState.SUCCESS}
                     assert not ends[0].done()
-                    somebody.execute("ROLLBACK")
+                    let_go()
                 assert await within(ends[0]) is JobState.SUCCESS
 
     asyncio.run(main())

@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -21,7 +21,7 @@ from jobrunner.runner import Runner
 from jobrunner.statements import Cancel, Claim
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, MemoryMonitorJob, use_backend
-from tests.helpers import a_running_job, plain_connection, plain_sql, row_of
+from tests.helpers import a_running_job, plain_sql, row_of, rows_held
 from tests.runner.gates import Gate
 from tests.runner.support import a_job, a_runner, an_outside, bulks_of, look, soon, start, within
 from tests.runner.test_runner import watched
@@ -31,15 +31,6 @@ MANY = 40
 SOON_S = 20.0
 """Less than half of what waiting for all of them would take."""
 TOKEN = "token"
-
-
-@contextmanager
-def held(url: str, ids: Sequence[int]) -> Iterator[Callable[[], None]]:
-    """Hold rows locked, as an open session of psql does; gives what lets go of them."""
-    with closing(plain_connection(url)) as somebody:
-        somebody.execute("BEGIN")
-        somebody.execute(f"SELECT 1 FROM job WHERE id IN ({','.join(map(str, ids))}) FOR UPDATE")
-        yield lambda: somebody.execute("ROLLBACK")
 
 
 async def lives_and_is_killed(runner: Runner, outside: MemoryBackend) -> None:
@@ -71,7 +62,7 @@ def test_jobs_that_are_held_as_their_time_is_over_delay_no_kill_and_end_when_the
             async with a_runner(postgres_database) as runner:
                 jobs = started(runner, timeout=3600)
                 await until_all_watched(runner)
-                with held(postgres_url, [job.id for job in jobs]) as let_go:
+                with rows_held(postgres_url, [job.id for job in jobs]) as let_go:
                     for job in jobs:
                         runner.jobs[job.id].deadline_s = 0.0
                         runner.cancelling.heed(runner.jobs[job.id])
@@ -105,7 +96,7 @@ async def at_their_write(
             outside.order(Fault.NOT_MADE, call="submit", times=MANY)
         jobs = started(runner)
     await soon(lambda: gate.calls >= MANY)
-    with held(url, [job.id for job in jobs]) as let_go:
+    with rows_held(url, [job.id for job in jobs]) as let_go:
         gate.open()
         yield let_go
 
@@ -217,7 +208,7 @@ def test_a_job_that_is_held_as_its_runner_stops_is_given_back_when_it_is_free_an
                 jobs = [a_job(heartrate=30.0) for _ in range(3)]
                 for job in jobs:
                     await watched(runner, outside, job)
-                with held(postgres_url, [jobs[0].id]) as let_go:
+                with rows_held(postgres_url, [jobs[0].id]) as let_go:
                     stopping = asyncio.create_task(runner.stop())
                     for job in jobs[1:]:
                         await soon(lambda job=job: look(postgres_database, job.id, "state") == ("queued",))  # type: ignore[misc]
@@ -244,7 +235,7 @@ def test_a_job_that_stays_held_as_its_runner_stops_is_left_to_others_which_is_sa
             async with a_runner(postgres_database) as runner:
                 job = a_job(heartrate=30.0)
                 await watched(runner, outside, job)
-                with held(postgres_url, [job.id]):
+                with rows_held(postgres_url, [job.id]):
                     await runner.stop()
         assert look(postgres_database, job.id, "state") == (JobState.RUNNING,)
 
@@ -281,7 +272,7 @@ def test_a_prompt_write_of_a_row_that_is_held_fails_at_once_and_else_does_what_i
             connection.exec_driver_sql("SET lock_timeout = 0")  # it would wait for ever
             return ONE_ROW[write](statements.promptly(connection), claim)
 
-    with held(postgres_url, [claim.job_id]), pytest.raises(DatabaseUnavailable) as trouble:
+    with rows_held(postgres_url, [claim.job_id]), pytest.raises(DatabaseUnavailable) as trouble:
         do(claim)
     assert is_held(trouble.value)
     if write != "record_submitted":  # it is for whoever holds the claim
@@ -312,7 +303,7 @@ def test_that_a_row_is_held_is_said_once_it_lasts(
             with postgres_database.write() as connection:
                 return statements.confirm(statements.promptly(connection), claim)
 
-        with held(postgres_url, [claim.job_id]) as let_go:
+        with rows_held(postgres_url, [claim.job_id]) as let_go:
             written = asyncio.create_task(until_taken(write, "confirm", 5.0, Seldom()))
             await soon(lambda: tries >= 4)
             let_go()

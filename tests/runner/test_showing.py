@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from jobrunner.database import Database
 from jobrunner.errors import DatabaseError, DatabaseUnavailable
 from jobrunner.states import JobState, Phase
 from jobrunner.testing import Fault, MemoryBackend, use_backend
-from tests.helpers import plain_connection, row_of
+from tests.helpers import row_of, rows_held
 from tests.runner.support import (
     a_job,
     a_runner,
@@ -214,14 +213,12 @@ def test_a_row_that_somebody_holds_is_shown_later_and_keeps_back_no_other(
                 for job in jobs:
                     start(runner, job)
                 await soon(lambda: all(owned.shown is not None for owned in runner.jobs.values()))
-                with closing(plain_connection(postgres_url)) as somebody:
-                    somebody.execute("BEGIN")
-                    somebody.execute(f"SELECT 1 FROM job WHERE id = {jobs[0].id} FOR UPDATE")
+                with rows_held(postgres_url, [jobs[0].id]) as let_go:
                     for external_id in outside.jobs:
                         outside.advance(external_id, Phase.RUNNING, "later")
                     await soon(lambda: all(says(postgres_database, job.id) == "later" for job in jobs[1:]))
                     assert says(postgres_database, jobs[0].id) == "RUNNING"
-                    somebody.execute("ROLLBACK")
+                    let_go()
                 await soon(lambda: says(postgres_database, jobs[0].id) == "later")
 
     asyncio.run(main())

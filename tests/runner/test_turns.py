@@ -3,7 +3,6 @@
 import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from jobrunner.backends.checks import SUBMISSIONS_AT_ONCE, submissions_at_once_o
 from jobrunner.database import Database
 from jobrunner.states import JobState
 from jobrunner.testing import Fault, MemoryBackend, use_backend
-from tests.helpers import plain_connection, row_of
+from tests.helpers import row_of, rows_held
 from tests.runner.gates import Gate
 from tests.runner.support import SOON, a_job, a_runner, crash, in_loop, soon, start, take_over, within
 
@@ -130,9 +129,7 @@ async def test_a_job_whose_row_is_held_as_it_begins_keeps_no_turn(
             job = a_job(heartrate=30.0)
             end = start(runner, job)
             await gate.arrived()
-            with closing(plain_connection(postgres_url)) as somebody:
-                somebody.execute("BEGIN")
-                somebody.execute(f"SELECT 1 FROM job WHERE id = {job.id} FOR UPDATE")
+            with rows_held(postgres_url, [job.id]):
                 gate.open()
                 assert await within(start(runner, a_job())) is JobState.SUCCESS
                 assert not end.done()
