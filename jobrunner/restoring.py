@@ -18,11 +18,11 @@ from jobrunner.database import Database
 from jobrunner.errors import CodeError, JobrunnerError, UsageError, words_of
 from jobrunner.logs import get_logger
 from jobrunner.models import MonitorJob
-from jobrunner.models.base_job import object_of
+from jobrunner.models.base_job import class_of, object_of
 from jobrunner.record_places import why_unseen
 from jobrunner.soundness import why_unreadable
 from jobrunner.states import JobState, Phase
-from jobrunner.terms import WayNumbers, class_of, made_backend, terms_of
+from jobrunner.terms import WayNumbers, made_backend, terms_of
 from jobrunner.text import storable
 
 log = get_logger(__name__)

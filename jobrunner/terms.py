@@ -17,7 +17,7 @@ from jobrunner.backends.checks import shown
 from jobrunner.backends.guarded import backend_of
 from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_interval
 from jobrunner.errors import CodeError, JobrunnerError, SettingsError, UsageError, words_of
-from jobrunner.models import BaseJob, MonitorJob
+from jobrunner.models import MonitorJob
 from jobrunner.models.own_run import has_callback, has_on_kill
 from jobrunner.settings import ConnectionSettings, Settings
 
@@ -98,12 +98,6 @@ async def made_backend(aside: Aside, job: MonitorJob, behind: ConnectionSettings
         raise SettingsError(
             f"{name_of(job_class)}.make_backend does not answer: {error}: see what it waits for."
         ) from None
-
-
-def class_of(job_type: str) -> type[BaseJob] | None:
-    """Return the class of a job type, where this process knows it or can load it by its name."""
-    mapper = BaseJob.__mapper__.polymorphic_map.get(job_type)
-    return registry.load_job_class(job_type) if mapper is None else mapper.class_
 
 
 def is_ours(job_class: type) -> bool:

@@ -475,10 +475,15 @@ class UnknownJob(BaseJob):
     """A job of a type that this installation does not know: it can be read and killed, not run."""
 
 
+def class_of(job_type: str) -> type[BaseJob] | None:
+    """Return the class of a job type, where this process knows it or can load it by its name."""
+    mapper = BaseJob.__mapper__.polymorphic_map.get(job_type)
+    return registry.load_job_class(job_type) if mapper is None else mapper.class_
+
+
 def object_of(row: Any, session: Session | None = None) -> BaseJob:
     """Return the object of a row, as its own type; of a type nobody knows, an `UnknownJob`."""
-    mapper = BaseJob.__mapper__.polymorphic_map.get(row["job_type"])
-    job_class = registry.load_job_class(row["job_type"]) if mapper is None else mapper.class_
+    job_class = class_of(row["job_type"])
     if job_class is None:
         return from_row(UnknownJob, row)
     if session is not None:

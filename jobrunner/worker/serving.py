@@ -8,9 +8,10 @@ from jobrunner import identity, registry
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import JobrunnerError
 from jobrunner.models import MonitorJob
+from jobrunner.models.base_job import class_of
 from jobrunner.settings import Settings
 from jobrunner.sqltypes import BlobText
-from jobrunner.terms import class_of, kind_of, maker_of
+from jobrunner.terms import kind_of, maker_of
 from jobrunner.worker.job import WorkerJob
 from jobrunner.worklist import OF_SOME, Waiting, why_barred
 

@@ -8,11 +8,10 @@ from sqlalchemy import RowMapping
 from jobrunner import statements, worklist
 from jobrunner.clock import monotonic_s
 from jobrunner.logs import get_logger
-from jobrunner.models.base_job import object_of
+from jobrunner.models.base_job import class_of, object_of
 from jobrunner.soundness import why_unreadable
 from jobrunner.statements import WORKER, Claim
 from jobrunner.states import JobState
-from jobrunner.terms import class_of
 from jobrunner.worker.means import Means
 from jobrunner.worker.serving import Kind
 from jobrunner.worker.share import least, share
