@@ -14,6 +14,8 @@ from tests.helpers import plain_sql, row_of
 from tests.runner.support import a_job, a_runner, an_outside, crash, look, soon, start, take_over, within
 
 WAITS = Plan(wait_for_s=None)
+TIME_TO_START_S = 2.0
+"""Enough, on a busy machine, for what is to happen before the time is over."""
 
 
 def until_it_waits(outside: MemoryBackend, message: str) -> Any:
@@ -68,9 +70,9 @@ def test_work_that_started_in_time_runs_on(sqlite_database: Database, is_seen: b
             gone.stop()
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
-                job = a_job(start_timeout=0.4)
+                job = a_job(start_timeout=TIME_TO_START_S)
                 end = start(runner, job)
-                await asyncio.sleep(0.8)
+                await asyncio.sleep(TIME_TO_START_S + 0.4)
                 gone.stop()
                 await soon(lambda: row_of(sqlite_database, job.id)["external_state"] == "RUNNING")
                 (external_id,) = outside.jobs
@@ -87,14 +89,14 @@ def test_work_that_ran_and_waits_again_has_started(sqlite_database: Database) ->
         outside = an_outside(WAITS)
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
-                job = a_job(start_timeout=0.5)
+                job = a_job(start_timeout=TIME_TO_START_S)
                 start(runner, job)
                 await soon(lambda: outside.jobs)
                 (external_id,) = outside.jobs
                 outside.advance(external_id, Phase.RUNNING)
                 await soon(lambda: row_of(sqlite_database, job.id)["external_state"] == "RUNNING")
                 outside.advance(external_id, Phase.WAITING, "the next attempt")
-                await asyncio.sleep(0.8)
+                await asyncio.sleep(TIME_TO_START_S + 0.4)
                 assert look(sqlite_database, job.id, "message", "cancel_cause") == ("the next attempt", None)
 
     asyncio.run(main())
@@ -105,7 +107,7 @@ def test_an_adopter_believes_the_backend_that_waiting_work_has_run_before(sqlite
         outside = an_outside(WAITS)
         with use_backend(outside):
             async with a_runner(sqlite_database) as first:
-                job = a_job(start_timeout=0.3)
+                job = a_job(start_timeout=TIME_TO_START_S)
                 start(first, job)
                 await soon(lambda: outside.jobs)
                 (external_id,) = outside.jobs
@@ -113,7 +115,7 @@ def test_an_adopter_believes_the_backend_that_waiting_work_has_run_before(sqlite
                 await soon(lambda: row_of(sqlite_database, job.id)["external_state"] == "RUNNING")
             outside.advance(external_id, Phase.WAITING, "the next attempt")
             outside.jobs[external_id].has_run = True
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(TIME_TO_START_S + 0.1)
             async with a_runner(sqlite_database) as second:
                 take_over(second, job)
                 await soon(lambda: row_of(sqlite_database, job.id)["message"] == "the next attempt")
@@ -153,12 +155,12 @@ def test_work_that_the_next_owner_finds_running_is_let_run(database: Database) -
         outside = an_outside(WAITS)
         with use_backend(outside):
             async with a_runner(database) as first:
-                job = a_job(start_timeout=0.4)
+                job = a_job(start_timeout=TIME_TO_START_S)
                 start(first, job)
                 await soon(lambda: row_of(database, job.id)["external_state"] == "WAITING")
             (external_id,) = outside.jobs
             outside.advance(external_id, Phase.RUNNING)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(TIME_TO_START_S + 0.1)
             async with a_runner(database) as second:
                 end = take_over(second, job)
                 await soon(lambda: row_of(database, job.id)["external_state"] == "RUNNING")
@@ -230,10 +232,10 @@ def test_work_that_vanished_after_it_was_seen_is_not_said_to_have_never_started(
         outside = an_outside()
         with use_backend(outside):
             async with a_runner(sqlite_database) as first:
-                job = a_job(start_timeout=0.3)
+                job = a_job(start_timeout=TIME_TO_START_S)
                 start(first, job)
                 await soon(lambda: row_of(sqlite_database, job.id)["external_state"] == "RUNNING")
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(TIME_TO_START_S)
             order = outside.order(Fault.VANISH, times=None)
             async with a_runner(sqlite_database) as second:
                 take_over(second, job)
@@ -245,10 +247,10 @@ def test_work_that_vanished_after_it_was_seen_is_not_said_to_have_never_started(
 
 def test_a_kill_that_was_first_stands(sqlite_database: Database) -> None:
     async def main() -> None:
-        outside = an_outside(Plan(wait_for_s=None, cancel_takes_s=0.8))
+        outside = an_outside(Plan(wait_for_s=None, cancel_takes_s=TIME_TO_START_S + 0.3))
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
-                job = a_job(start_timeout=0.5)
+                job = a_job(start_timeout=TIME_TO_START_S)
                 end = start(runner, job)
                 await soon(lambda: row_of(sqlite_database, job.id)["external_state"] == "WAITING")
                 job.request_kill(by="anna", reason="too dear")

@@ -249,7 +249,7 @@ async def test_a_child_that_hangs_is_ended_with_all_that_it_started(
 ) -> None:
     monkeypatch.setattr(children, "OBEY_S", 0.2)
     monkeypatch.setattr(children, "TERMINATE_S", 0.3)
-    options = {"timeout": 1.0} if why == "timeout" else {}
+    options = {"timeout": 4.0} if why == "timeout" else {}
     job_id = store(own_jobs.Hang, notes, heartrate=1.0, **options)
     async with a_worker(database, heartrate=5.0):
         await soon(lambda: sorted(said(notes)) == ["grandchild", "ran"])
@@ -282,7 +282,7 @@ async def test_a_job_that_is_flagged_while_it_waits_never_runs(
 async def test_no_more_children_run_than_are_allowed_and_each_job_runs_once(
     database: Database, notes: Path
 ) -> None:
-    ids = [store(own_jobs.Good, notes) for _ in range(4)]
+    ids = [store(own_jobs.Good, notes, heartrate=5.0) for _ in range(4)]
     most = 0
 
     def all_ended() -> bool:
