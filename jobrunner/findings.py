@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in our words: what the value must be."""
+"""What is wrong with a value, in our words: what it must be, and what it is."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,8 @@ _TRUTH = "must be true or false"
 _LIST = "must be a list"
 _TABLE = "must be a table"
 _UUID = "must be a UUID, such as 3f4c1f9e-6d0a-4a6f-9a57-0a6f2c1f7d11"
+_SCALARS = {bool: "the boolean", int: "the number", float: "the number", str: "the text"}
+_SHOWN = 60  # characters of a value
 _PROBLEMS = {
     "bool_parsing": _TRUTH,
     "bool_type": _TRUTH,
@@ -46,3 +48,19 @@ def problem_of(finding: Mapping[str, Any]) -> str:
     """
     words = _PROBLEMS.get(finding["type"], "").format(**finding.get("ctx", {}))
     return words or finding["msg"].removeprefix("Value error, ").rstrip(".")
+
+
+def named(value: object) -> str:
+    """Return a value as it is called in a message, such as `the number 3`."""
+    if value is None:
+        return "empty"
+    if type(value) in _SCALARS:
+        return f"{_SCALARS[type(value)]} {value!r:.{_SHOWN}}"
+    kinds = ((Mapping, "a mapping"), (list | tuple | set, "a list"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def no_text(value: object) -> str:
+    """Return what is wrong with a value that must be a text, to follow its name."""
+    hint = ": put it in quotes" if type(value) in _SCALARS else ""
+    return f"must be a text, and is {named(value)}{hint}"

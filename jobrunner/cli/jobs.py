@@ -10,6 +10,7 @@ import click
 from jobrunner.cli.options import (
     JOB_ID,
     Duration,
+    WholeNumber,
     complete_ids,
     ensure_known_types,
     job_type_option,
@@ -56,7 +57,7 @@ class _Since(click.ParamType):  # type: ignore[type-arg]
 @click.option("--name", help="Only jobs of this name.")
 @click.option("--key", help="Only the job with this key.")
 @click.option("--since", type=_Since(), metavar="WHEN", help="Only jobs created since: 2h, 7d, or a time.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
+@click.option("--limit", type=WholeNumber(min=1), default=50, show_default=True, help="How many at most.")
 @json_option
 def list_(
     *,

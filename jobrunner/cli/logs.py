@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobrunner.cli.options import JOB_ID, complete_ids, json_option
+from jobrunner.cli.options import JOB_ID, WholeNumber, complete_ids, json_option
 
 if TYPE_CHECKING:
     from jobrunner.cli.log_printer import LogPrinter
@@ -24,11 +24,9 @@ _CLOSE_S = 5.0
 @click.command()
 @click.argument("job_id", metavar="ID", type=JOB_ID, shell_complete=complete_ids)
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
+@click.option("--child", type=WholeNumber(min=0), metavar="N", help="Of this child of an array job, from 0.")
 @click.option(
-    "--child", type=click.IntRange(min=0), metavar="N", help="Of this child of an array job, from 0."
-)
-@click.option(
-    "--node", type=click.IntRange(min=0), metavar="N", help="Of this node of a job of several, from 0."
+    "--node", type=WholeNumber(min=0), metavar="N", help="Of this node of a job of several, from 0."
 )
 @json_option
 def logs(job_id: int, *, follow: bool, child: int | None, node: int | None, as_json: bool) -> None:

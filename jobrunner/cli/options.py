@@ -278,6 +278,18 @@ def complete_types(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in registry.job_type_names() if name.startswith(incomplete)]
 
 
+class WholeNumber(click.IntRange):
+    """A whole number within bounds."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """A number within bounds."""
+
+    name = "number"
+
+
 class _JobId(click.IntRange):
     name = "job id"
 

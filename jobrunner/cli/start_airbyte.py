@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from jobrunner.cli.options import Duration, JobOptions, job_options
+from jobrunner.cli.options import Duration, JobOptions, WholeNumber, job_options
 
 _EPILOG = """\b
 Examples:
@@ -34,7 +34,7 @@ Examples:
 )
 @click.option(
     "--min-rows",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     help="A success with fewer rows is a failure.",
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from jobrunner.cli.options import JobOptions, Pair, job_options
+from jobrunner.cli.options import JobOptions, Number, Pair, job_options
 
 _EPILOG = """\b
 Examples:
@@ -27,9 +27,7 @@ Examples:
     help="The pod to run: a Kubernetes pod spec in YAML or JSON; `-` is standard input.",
 )
 @click.option("--namespace", metavar="NAME", help="The pod's namespace.  [default: default]")
-@click.option(
-    "--priority", type=click.FloatRange(min=0), metavar="N", help="0 is the most urgent.  [default: 0]"
-)
+@click.option("--priority", type=Number(min=0), metavar="N", help="0 is the most urgent.  [default: 0]")
 @click.option(
     "--label",
     "labels",

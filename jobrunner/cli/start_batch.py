@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from jobrunner.cli.options import Duration, JobOptions, Pair, job_options
+from jobrunner.cli.options import Duration, JobOptions, Pair, WholeNumber, job_options
 
 _EPILOG = """\b
 Examples:
@@ -55,13 +55,13 @@ class _CommandAfterDashes(click.Command):
 )
 @click.option(
     "--array-size",
-    type=click.IntRange(2, 10_000),
+    type=WholeNumber(2, 10_000),
     metavar="N",
     help="Make it an array job of so many children, 2 to 10000.",
 )
 @click.option(
     "--attempts",
-    type=click.IntRange(1, 10),
+    type=WholeNumber(1, 10),
     metavar="N",
     help="How often Batch tries the job at most, 1 to 10.",
 )

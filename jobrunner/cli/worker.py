@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from jobrunner.cli.options import Duration, Label, complete_connections, job_type_option, json_option
+from jobrunner.cli.options import (
+    Duration,
+    Label,
+    WholeNumber,
+    complete_connections,
+    job_type_option,
+    json_option,
+)
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg]
@@ -29,14 +36,16 @@ class _Address(click.ParamType):  # type: ignore[type-arg]
 @click.option("--name", type=Label(), help="The worker's own name.")
 @click.option(
     "--capacity",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
+    metavar="N",
     default=10_000,
     show_default=True,
     help="How many jobs it watches at most; with Dask, on each Dask worker.",
 )
 @click.option(
     "--processes",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
+    metavar="N",
     help="How many jobs with code of their own it runs at once, each in a process.  "
     "[default: one a CPU; with Dask, one a thread of the cluster]",
 )

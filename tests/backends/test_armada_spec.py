@@ -131,7 +131,9 @@ def container(**changes: Any) -> dict[str, Any]:
             r"there is no key 'podSpec.containers\[0\].comand' \(did you mean 'command'",
         ),
         (container(command="x"), {}, r"containers\[0\].command must be a list, and is the text 'x'"),
-        (container(args=[1]), {}, r"args\[0\] must be a text, and is the number '1': put it in quotes"),
+        (container(args=[1]), {}, r"args\[0\] must be a text, and is the number 1: put it in quotes"),
+        (container(args=[[1]]), {}, r"args\[0\] must be a text, and is a list\.$"),
+        (container(args={"a": 1}), {}, r"args must be a list, and is a mapping\.$"),
         (container(tty="yes"), {}, "tty must be true or false"),
         (
             container(env=[{"name": "A", "value": "x" * 70_000}]),
@@ -163,7 +165,7 @@ def test_what_armada_would_refuse_is_named_before_it_is_sent(
         ("apiVersion: v1\nkind: Pod\nspec: {}", "This is a whole Pod of Kubernetes"),
         (Path("/nowhere/pod.yaml"), "The pod spec /nowhere/pod.yaml cannot be read"),
         (submit_pb2.JobSubmitRequest(), "this is a message api.JobSubmitRequest"),
-        (7, "this is the number '7'"),
+        (7, "this is the number 7"),
     ],
 )
 def test_what_is_no_pod_spec_is_told(given: Any, words: str) -> None:

@@ -113,4 +113,5 @@ def _told(item: Any) -> str:
             f"{key} is {item['input']!r}, which is no UUID of an Airbyte connection, such as "
             "3f4c1f9e-6d0a-4a6f-9a57-0a6f2c1f7d11; the named way to a server is --connection, connection=."
         )
-    return f"{key} is {item['input']!r:.200}, and {problem_of(item)}."
+    found = f"{key} is {item['input']!r:.200}, and {problem_of(item)}"
+    return f"The Airbyte job cannot be started as described: {found}."

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobrunner.backends.armada.quantity import Mistake, text_of
+from jobrunner.findings import named, no_text
 
 _QUANTITY = "k8s.io.apimachinery.pkg.api.resource.Quantity"
 _INT_OR_STRING = "k8s.io.apimachinery.pkg.util.intstr.IntOrString"
@@ -65,15 +66,6 @@ def to_json(message: Any) -> Any:
         else:
             found[field.json_name] = _plain(field, value)
     return found
-
-
-def named(value: object) -> str:
-    """Return a value as it is called in a message."""
-    if value is None:
-        return "empty"
-    kinds = {bool: "the boolean", int: "the number", float: "the number", str: "the text"}
-    kind = kinds.get(type(value))
-    return f"{kind} {str(value)[:60]!r}" if kind else f"a {type(value).__name__}"
 
 
 def _fields(descriptor: Any) -> dict[str, tuple[str, Any]]:
@@ -132,7 +124,7 @@ def _scalar(field: Any, value: object, path: str) -> Any:
             return _bytes(value, path)
         if not isinstance(value, str):
             # Not turned into one: YAML has made another value of `0755`, `1.10` or `yes` by now.
-            raise Mistake(f"{path} must be a text, and is {named(value)}: put it in quotes")
+            raise Mistake(f"{path} {no_text(value)}")
         return value
     if kind == field.CPPTYPE_BOOL:
         if not isinstance(value, bool):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobrunner.backends.armada.kubernetes import named, to_json
+from jobrunner.backends.armada.kubernetes import to_json
 from jobrunner.errors import SpecError
+from jobrunner.findings import named
 from jobrunner.paths import absolute, read_file
 from jobrunner.spec_yaml import load
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from jobrunner.errors import SpecError
 from jobrunner.extras import require
+from jobrunner.findings import named, no_text
 
 TOKEN_TAG = "jobrunner-token"  # noqa: S105  # the name of a tag
 """The tag that carries a submission's token, beside the end of the job's name."""
@@ -80,17 +81,17 @@ def _of_shape(value: Any, shape: Any, path: str) -> Iterator[str]:
         yield from _of_structure(value, shape, path)
     elif kind == "list":
         if not isinstance(value, list | tuple):
-            yield f"{path} must be a list, and is {_named(value)}"
+            yield f"{path} must be a list, and is {named(value)}"
             return
         for index, item in enumerate(value):
             yield from _of_shape(item, shape.member, f"{path}[{index}]")
     elif kind == "map":
         if not isinstance(value, Mapping):
-            yield f"{path} must be a mapping, and is {_named(value)}"
+            yield f"{path} must be a mapping, and is {named(value)}"
             return
         for key, item in value.items():
             if not isinstance(key, str):
-                yield f"the key {key!r} in {path} is {_named(key)}: put it in quotes"
+                yield f"the key {key!r} in {path} is {named(key)}: put it in quotes"
             yield from _of_shape(item, shape.value, f"{path}.{key}")
     else:
         yield from _of_scalar(value, shape, path)
@@ -98,7 +99,7 @@ def _of_shape(value: Any, shape: Any, path: str) -> Iterator[str]:
 
 def _of_structure(value: Any, shape: Any, path: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
-        yield f"{path or 'the request'} must be a mapping, and is {_named(value)}"
+        yield f"{path or 'the request'} must be a mapping, and is {named(value)}"
         return
     prefix = f"{path}." if path else ""
     for key in value:
@@ -116,17 +117,17 @@ def _of_scalar(value: Any, shape: Any, path: str) -> Iterator[str]:
     if kind == "string":
         if not isinstance(value, str):
             # Not turned into one: YAML has made another value of `0755`, `1.10` or `yes` by now.
-            yield f"{path} must be a text, and is {_named(value)}: put it in quotes"
+            yield f"{path} {no_text(value)}"
         elif shape.enum and value not in shape.enum:
             yield f"{path} is {value!r}, and must be one of {', '.join(shape.enum)}"
     elif kind == "boolean":
         if not isinstance(value, bool):
-            yield f"{path} must be true or false, and is {_named(value)}"
+            yield f"{path} must be true or false, and is {named(value)}"
     elif kind in {"integer", "long"}:
         if not isinstance(value, int) or isinstance(value, bool):
-            yield f"{path} must be a whole number, and is {_named(value)}"
+            yield f"{path} must be a whole number, and is {named(value)}"
     elif not isinstance(value, int | float) or isinstance(value, bool):
-        yield f"{path} must be a number, and is {_named(value)}"
+        yield f"{path} must be a number, and is {named(value)}"
 
 
 def _unknown(path: str, key: str, known: list[str]) -> str:
@@ -134,14 +135,6 @@ def _unknown(path: str, key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key.lower().replace("_", ""), lowered, n=1)
     hint = f"did you mean {lowered[close[0]]!r}?" if close else f"known are {', '.join(known)}"
     return f"there is no key {path!r} ({hint})"
-
-
-def _named(value: object) -> str:
-    if value is None:
-        return "empty"
-    kinds = {bool: "the boolean", int: "the number", float: "the number", str: "the text"}
-    kind = kinds.get(type(value))
-    return f"{kind} {value!r}" if kind else f"a {type(value).__name__}"
 
 
 def _of_rules(request: Mapping[str, Any]) -> Iterator[str]:
