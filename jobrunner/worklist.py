@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, exists, func, literal, or_, select
+from sqlalchemy import Connection, RowMapping, Select, exists, func, literal, or_, select, tuple_
 
 from jobrunner.clock import monotonic_s
 from jobrunner.resources import KEY
@@ -177,35 +177,44 @@ def is_special(row: Mapping[Any, Any]) -> bool:
     return any(row[name] is not None for name in ("held_at", "needs", "host_id", "host_uid"))
 
 
-def asked(conn: Connection, job_types: list[str], owner: Owner) -> list[tuple[str, str | None]]:
-    """Return what queued jobs with code, of these types, ask for: (type, resources as text) each once.
+def asked(
+    conn: Connection, kinds: Collection[tuple[str, str | None]], owner: Owner
+) -> list[tuple[tuple[str, str | None], str | None]]:
+    """Return what queued jobs with code, of these kinds, ask for: (kind, resources as text) each once.
 
-    Only of those that `owner` may claim.
+    `kinds`: types and connections. Only of those that `owner` may claim.
     """
     job, _ = tables()
-    statement = select(job.c.job_type, in_spec(conn, KEY)).distinct()
-    statement = statement.where(
-        *_claimable(conn, owner, (), ()), job.c.job_type.in_(job_types), ~is_worker(conn)
-    )
-    return [(job_type, text) for job_type, text in conn.execute(statement)]
+    statement = select(job.c.job_type, job.c.connection, in_spec(conn, KEY)).distinct()
+    statement = statement.where(*_claimable(conn, owner, (), ()), _is_of(kinds), ~is_worker(conn))
+    return [((job_type, connection), text) for job_type, connection, text in conn.execute(statement)]
+
+
+def _is_of(kinds: Collection[tuple[str, str | None]]) -> Any:
+    """Return the condition that a job is of one of these types and connections, however many they are."""
+    job, _ = tables()
+    unnamed = [job_type for job_type, connection in kinds if connection is None]
+    named = [kind for kind in kinds if kind[1] is not None]
+    is_unnamed = job.c.connection.is_(None) & job.c.job_type.in_(unnamed)
+    return or_(is_unnamed, tuple_(job.c.job_type, job.c.connection).in_(named)) if named else is_unnamed
 
 
 def queued(
     conn: Connection,
-    job_types: list[str],
+    kinds: Collection[tuple[str, str | None]],
     resources: Collection[str | None],
     owner: Owner,
     without: Collection[int],
     most: int,
 ) -> list[RowMapping]:
-    """Return rows of the oldest queued jobs of these types that ask for one of these (see `asked`).
+    """Return rows of the oldest queued jobs of these kinds that ask for one of these (see `asked`).
 
     Only of those that `owner` may claim; `without`: jobs that are left alone.
     """
     job, _ = tables()
     statement = select(job).where(
         *_claimable(conn, owner, (), without),
-        job.c.job_type.in_(job_types),
+        _is_of(kinds),
         ~is_worker(conn),
         func.coalesce(in_spec(conn, KEY), "").in_([text or "" for text in resources]),
     )

@@ -48,8 +48,8 @@ class Served:
 
     monitored: dict[Kind, int]
     """The types and connections of monitor jobs, and how many of each wait."""
-    coded: list[str]
-    """The types of jobs that run their own code."""
+    coded: list[Kind]
+    """The types and connections of jobs that run their own code."""
     host_ids: list[str]
     """Hosts to which some of them are bound, and which can be served from here."""
     unserved: list[Unserved]
@@ -90,7 +90,7 @@ class Serving:
         `unseen`: those of this host whose records cannot be seen, by their kind: why, of each.
         """
         monitored: dict[Kind, int] = {}
-        coded: dict[str, None] = {}
+        coded: dict[Kind, None] = {}
         hosts: dict[str, None] = {}
         unserved: dict[Unserved, None] = {}
         unreadable = False
@@ -114,7 +114,7 @@ class Serving:
             if self.is_monitored(each.job_type):
                 monitored[kind] = monitored.get(kind, 0) + each.count
             else:
-                coded[each.job_type] = None
+                coded[kind] = None
         for kind, reasons in (unseen or {}).items():
             if kind in monitored:
                 unserved[Unserved(*kind, reasons[0], is_of_some=True)] = None
@@ -166,6 +166,8 @@ class Serving:
         job_class = class_of(job_type)
         if job_class is not None and issubclass(job_class, WorkerJob):
             return "a worker runs itself"
+        if job_class is None and connection is not None:  # every job that watches has one: it runs no code
+            return "its type cannot be loaded here: install what registers it, or give --import"
         if job_class is None or not issubclass(job_class, MonitorJob):
             # The row may name the class; who loads it says what is wrong with it.
             return None if self._runs_code else "it runs no jobs with code"
