@@ -86,7 +86,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection for statements that each stand alone."""
-        with self.translated(), self._autocommit.connect() as connection:
+        with self.translated(), self._autocommit.connect() as connection, _thrown_away_amid(connection):
             yield connection
 
     @contextmanager
@@ -96,7 +96,7 @@ class Database:
             with self.read() as connection:
                 yield connection
             return
-        with self.translated(), self.engine.begin() as connection:
+        with self.translated(), self.engine.begin() as connection, _thrown_away_amid(connection):
             yield connection
 
     def held(self, call_s: float | None = None) -> Connection:
@@ -158,6 +158,22 @@ class Database:
         self.engine.dispose()
 
 
+@contextmanager
+def _thrown_away_amid(connection: Connection) -> Iterator[None]:
+    """Throw a connection away where Ctrl-C, or what it stands for, ends the block: a cursor may be open yet.
+
+    The traceback holds it, and what it has read or locked stays so for whoever gets the connection next.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        if not connection.closed:
+            connection.invalidate()
+        raise
+
+
 def driver_connection(connection: Connection) -> Any:
     """Return the driver's own connection under one of SQLAlchemy's."""
     return connection.connection.dbapi_connection
@@ -197,6 +213,12 @@ def _sqlite_engine(url: URL, settings: Settings, *, has_bounded_pool: bool) -> E
         connection.text_factory = _any_text
         for pragma in ("journal_mode = WAL", "foreign_keys = ON", "synchronous = FULL"):
             connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "close")
+    def _close(connection: Any, _record: Any) -> None:
+        # Ctrl-C amid a statement has it thrown away. Its cursor, which the traceback holds, keeps a closed
+        # one open, and would keep the write lock from this process, and from all others.
+        connection.rollback()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from jobrunner import queries, statements
 from jobrunner.database import Database, get_database
@@ -334,6 +334,39 @@ def test_a_locked_sqlite_file_is_unavailable_after_the_busy_timeout(sqlite_url: 
     finally:
         holder.close()
     insert_job(database)
+
+
+INSERT = text(
+    "INSERT INTO job (job_type, heartrate, created_at, latest_heartbeat, claims, attempt) "
+    "VALUES ('Bare', 1, '2026-01-01', '2026-01-01', 0, 0) RETURNING id"
+)
+
+
+@pytest.mark.parametrize("amid", [True, False], ids=["amid a statement", "before its answer is read"])
+def test_ctrl_c_amid_a_write_keeps_nobody_from_writing(
+    database: Database, database_url: str, amid: bool
+) -> None:
+    def interrupt(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT"):
+            raise KeyboardInterrupt
+
+    def write_until_interrupted() -> None:
+        with database.write() as connection:
+            _answer = connection.execute(INSERT)  # the traceback keeps it
+            raise KeyboardInterrupt
+
+    if amid:
+        event.listen(database.engine, "after_cursor_execute", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        write_until_interrupted()
+    if amid:
+        event.remove(database.engine, "after_cursor_execute", interrupt)
+    stored = 0 if database.is_sqlite else 1  # PostgreSQL has committed the statement by then
+    assert plain_sql(database_url, "SELECT count(*) FROM job") == [(stored,)]
+    plain_sql(database_url, "UPDATE job SET name = 'somebody else'")  # of another process
+    insert_job(database)
+    assert plain_sql(database_url, "SELECT count(*) FROM job") == [(stored + 1,)]
+    del caught
 
 
 def test_without_the_extra_postgresql_says_how_to_install_it() -> None:
