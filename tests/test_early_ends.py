@@ -13,7 +13,7 @@ from jobrunner.database import Database
 from jobrunner.errors import JobFailed, JobKilled
 from jobrunner.models.endings import EarlyEnd, early_end
 from jobrunner.states import JobState
-from tests.helpers import CodeJob, events_of, row_of
+from tests.helpers import CodeJob, events_of, plain_sql, row_of
 
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
@@ -74,6 +74,17 @@ def test_ctrl_c_after_the_timeout_is_the_timeout(sqlite_database: Database) -> N
     with pytest.raises(KeyboardInterrupt):
         job.run()
     assert (job.state, job.message) == (JobState.FAILED, "the timeout has passed")
+
+
+def test_code_whose_timeout_passed_while_it_was_queued_does_not_begin(
+    database: Database, database_url: str
+) -> None:
+    began = []
+    job = CodeJob(began.append, timeout=3600.0).store()
+    plain_sql(database_url, f"UPDATE job SET deadline_at = created_at WHERE id = {job.id}")
+    with pytest.raises(JobFailed, match="the timeout has passed"):
+        job.run()
+    assert (job.state, began) == (JobState.FAILED, [])
 
 
 @pytest.mark.parametrize(

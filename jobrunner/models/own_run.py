@@ -366,8 +366,7 @@ def run_claimed(
         hand_over()
         if on_started is not None:
             on_started(job.id)
-        if job.kill_requested_at is not None:
-            own.obey(job, kill_requested=True)
+        own.obey(job, kill_requested=job.kill_requested_at is not None)  # it may have waited for long
         check_plain(type(job))
         call_plain(job, job._execute)
     except BaseException as error:
