@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, exists, func, literal, or_, select, tuple_
+from sqlalchemy import Connection, RowMapping, Select, exists, func, literal, or_, select
 
 from jobrunner.clock import monotonic_s
 from jobrunner.resources import KEY
@@ -53,6 +53,8 @@ class Waiting:
     host_uid: int | None
     needs: int | None
     is_held: bool
+    is_watched: bool
+    """Whether they watch work outside: a job that runs code has no token of a submission."""
     count: int
 
     @property
@@ -83,7 +85,9 @@ def waiting(conn: Connection) -> list[Waiting]:
     """Return what waits, by what it needs."""
     job, _ = tables()
     is_held = (job.c.held_at.is_not(None) & job.c.kill_requested_at.is_(None)).label("is_held")
-    needs = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid, job.c.needs, is_held)
+    is_watched = job.c.submit_token.is_not(None).label("is_watched")
+    where = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid)
+    needs = (*where, job.c.needs, is_held, is_watched)
     statement = select(*needs, func.count()).where(job.c.state == JobState.QUEUED).group_by(*needs)
     return [Waiting(*row) for row in conn.execute(statement)]
 
@@ -177,45 +181,39 @@ def is_special(row: Mapping[Any, Any]) -> bool:
     return any(row[name] is not None for name in ("held_at", "needs", "host_id", "host_uid"))
 
 
-def asked(
-    conn: Connection, kinds: Collection[tuple[str, str | None]], owner: Owner
-) -> list[tuple[tuple[str, str | None], str | None]]:
-    """Return what queued jobs with code, of these kinds, ask for: (kind, resources as text) each once.
+def asked(conn: Connection, job_types: list[str], owner: Owner) -> list[tuple[str, str | None]]:
+    """Return what queued jobs with code, of these types, ask for: (type, resources as text) each once.
 
-    `kinds`: types and connections. Only of those that `owner` may claim.
+    Only of those that `owner` may claim.
     """
     job, _ = tables()
-    statement = select(job.c.job_type, job.c.connection, in_spec(conn, KEY)).distinct()
-    statement = statement.where(*_claimable(conn, owner, (), ()), _is_of(kinds), ~is_worker(conn))
-    return [((job_type, connection), text) for job_type, connection, text in conn.execute(statement)]
+    statement = select(job.c.job_type, in_spec(conn, KEY)).distinct()
+    statement = statement.where(*_claimable(conn, owner, (), ()), *_is_coded(conn, job_types))
+    return [(job_type, text) for job_type, text in conn.execute(statement)]
 
 
-def _is_of(kinds: Collection[tuple[str, str | None]]) -> Any:
-    """Return the condition that a job is of one of these types and connections, however many they are."""
+def _is_coded(conn: Connection, job_types: list[str]) -> list[Any]:
+    """Return the conditions of jobs that run code, of these types."""
     job, _ = tables()
-    unnamed = [job_type for job_type, connection in kinds if connection is None]
-    named = [kind for kind in kinds if kind[1] is not None]
-    is_unnamed = job.c.connection.is_(None) & job.c.job_type.in_(unnamed)
-    return or_(is_unnamed, tuple_(job.c.job_type, job.c.connection).in_(named)) if named else is_unnamed
+    return [job.c.job_type.in_(job_types), job.c.submit_token.is_(None), ~is_worker(conn)]
 
 
 def queued(
     conn: Connection,
-    kinds: Collection[tuple[str, str | None]],
+    job_types: list[str],
     resources: Collection[str | None],
     owner: Owner,
     without: Collection[int],
     most: int,
 ) -> list[RowMapping]:
-    """Return rows of the oldest queued jobs of these kinds that ask for one of these (see `asked`).
+    """Return rows of the oldest queued jobs of these types that ask for one of these (see `asked`).
 
     Only of those that `owner` may claim; `without`: jobs that are left alone.
     """
     job, _ = tables()
     statement = select(job).where(
         *_claimable(conn, owner, (), without),
-        _is_of(kinds),
-        ~is_worker(conn),
+        *_is_coded(conn, job_types),
         func.coalesce(in_spec(conn, KEY), "").in_([text or "" for text in resources]),
     )
     return list(conn.execute(statement.order_by(job.c.id).limit(most)).mappings())
@@ -223,19 +221,24 @@ def queued(
 
 @dataclass(frozen=True, slots=True)
 class SilentKind:
-    """What silent jobs that can be adopted have in common: this type, this connection, this host and user."""
+    """What silent jobs that can be adopted have in common: this type, this connection, this host and user.
+
+    `is_watched`: as `Waiting.is_watched`.
+    """
 
     job_type: str
     connection: str | None
     host_id: str | None
     host_uid: int | None
+    is_watched: bool
     count: int
 
 
 def silent_kinds(conn: Connection) -> list[SilentKind]:
     """Return of what kinds the silent jobs are that can be adopted."""
     job, _ = tables()
-    kind = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid)
+    is_watched = job.c.submit_token.is_not(None).label("is_watched")
+    kind = (job.c.job_type, job.c.connection, job.c.host_id, job.c.host_uid, is_watched)
     is_adoptable = (job.c.state == JobState.RUNNING) & job.c.adoptable  # before the age, which is dear
     statement = select(*kind, func.count()).where(is_adoptable, _has_missed_a_beat()).group_by(*kind)
     return [SilentKind(*row) for row in conn.execute(statement)]

@@ -85,7 +85,7 @@ def test_what_was_found_out_about_jobs_nobody_stores_any_more_is_forgotten(sqlit
     now_s = 0.0
     serving = Serving(sqlite_database.settings, clock=lambda: now_s)
     for number in range(5_000):
-        serving.why_not("MemoryMonitorJob", f"no such connection {number}")
+        serving.why_not("MemoryMonitorJob", f"no such connection {number}", is_watched=True)
         now_s += 1.0
     assert len(serving._verdicts) < 200
 

@@ -46,8 +46,8 @@ QUESTIONS: dict[str, Ask] = {
     "flagged": lambda conn: statements.flagged(conn, "a runner"),
     "to do": worklist.todo,
     "what waits": worklist.waiting,
-    "code that waits": lambda conn: worklist.queued(conn, [("Common", None)], [None], OWNER, [1, 2, 3], 10),
-    "what code asks for": lambda conn: worklist.asked(conn, [("Common", None), ("Other", "etl")], OWNER),
+    "code that waits": lambda conn: worklist.queued(conn, ["Common"], [None], OWNER, [1, 2, 3], 10),
+    "what code asks for": lambda conn: worklist.asked(conn, ["Common", "Other"], OWNER),
     "jobs to claim one by one": lambda conn: worklist.candidates(
         conn, "Common", None, OWNER, ["a/b/c"], [1, 2, 3], 50
     ),

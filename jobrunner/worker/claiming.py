@@ -133,18 +133,18 @@ class Claiming:
             rows += [] if row is None else [row]
         return rows
 
-    async def _start_code(self, kinds: list[Kind]) -> None:
+    async def _start_code(self, job_types: list[str]) -> None:
         code, owner = self._means.code, self._means.runner.owner
         texts = set()
-        for kind, text in await self._means.read(worklist.asked, kinds, owner):
+        for job_type, text in await self._means.read(worklist.asked, job_types, owner):
             why, resources = self._why_not(text)
             if why is not None:
-                self._telling.unserved.append(Unserved(*kind, why, resources))
+                self._telling.unserved.append(Unserved(job_type, None, why, resources))
             elif code.has_room_for(resources):
                 texts.add(text)
         if not texts:
             return
-        ask, most = (worklist.queued, kinds, texts, owner), 10 * code.free
+        ask, most = (worklist.queued, job_types, texts, owner), 10 * code.free
         rows = await self._means.read(*ask, self._without([*code.failed(), *self._refused.failed()]), most)
         if not rows:
             resting = [*code.resting(), *self._refused.resting()]

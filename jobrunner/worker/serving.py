@@ -48,8 +48,8 @@ class Served:
 
     monitored: dict[Kind, int]
     """The types and connections of monitor jobs, and how many of each wait."""
-    coded: list[Kind]
-    """The types and connections of jobs that run their own code."""
+    coded: list[str]
+    """The types of jobs that run their own code."""
     host_ids: list[str]
     """Hosts to which some of them are bound, and which can be served from here."""
     unserved: list[Unserved]
@@ -81,7 +81,7 @@ class Serving:
         self._clock = clock
         self._watches = watches
         self._runs_code = runs_code
-        self._verdicts: dict[Kind, tuple[float, str | None]] = {}
+        self._verdicts: dict[tuple[str, str | None, bool], tuple[float, str | None]] = {}
         self._forget_at_s = 0.0
 
     def of(self, waiting: Iterable[Waiting], unseen: Mapping[Kind, Sequence[str]] | None = None) -> Served:
@@ -90,7 +90,7 @@ class Serving:
         `unseen`: those of this host whose records cannot be seen, by their kind: why, of each.
         """
         monitored: dict[Kind, int] = {}
-        coded: dict[Kind, None] = {}
+        coded: dict[str, None] = {}
         hosts: dict[str, None] = {}
         unserved: dict[Unserved, None] = {}
         unreadable = False
@@ -101,7 +101,7 @@ class Serving:
                 if isinstance(each.host_id, BlobText):  # whose it is, nobody knows: it cannot even be ended
                     unserved[Unserved(*kind, "its host_id cannot be read", is_of_some=True)] = None
                 continue
-            why = self.why_not(*kind)
+            why = self.why_not(*kind, is_watched=each.is_watched)
             if why is not None:
                 unserved[Unserved(*kind, why)] = None
                 continue
@@ -114,7 +114,7 @@ class Serving:
             if self.is_monitored(each.job_type):
                 monitored[kind] = monitored.get(kind, 0) + each.count
             else:
-                coded[kind] = None
+                coded[each.job_type] = None
         for kind, reasons in (unseen or {}).items():
             if kind in monitored:
                 unserved[Unserved(*kind, reasons[0], is_of_some=True)] = None
@@ -127,14 +127,17 @@ class Serving:
         job_class = class_of(job_type)
         return job_class is not None and issubclass(job_class, MonitorJob)
 
-    def why_not(self, job_type: str, connection: str | None) -> str | None:
-        """Return why such a job cannot be served here; None: it can, as far as can be told before."""
+    def why_not(self, job_type: str, connection: str | None, *, is_watched: bool) -> str | None:
+        """Return why such a job cannot be served here; None: it can, as far as can be told before.
+
+        `is_watched`: whether it watches work outside, as its row says: also where its class is not known.
+        """
         if registry.is_being_imported(job_type):
             return f"the class of {job_type} is still being imported here"
-        known = self._verdicts.get((job_type, connection))
+        known = self._verdicts.get((job_type, connection, is_watched))
         if known is None or known[0] < self._clock():
-            why = self._why_not(job_type, connection)
-            known = self._note(job_type, connection, why)
+            why = self._why_not(job_type, connection, is_watched=is_watched)
+            known = self._note(job_type, connection, why, is_watched=is_watched)
         return known[1]
 
     def group_of(self, job_type: str, connection: str | None) -> Hashable:
@@ -147,26 +150,28 @@ class Serving:
             return job_class, connection
 
     def refuse(self, job_type: str, connection: str | None, why: str) -> None:
-        """Take note that such a job could not be served after all: it is left alone for a while."""
-        self._note(job_type, connection, why)
+        """Take note that such a job could not be watched after all: it is left alone for a while."""
+        self._note(job_type, connection, why, is_watched=True)
 
-    def _note(self, job_type: str, connection: str | None, why: str | None) -> tuple[float, str | None]:
+    def _note(
+        self, job_type: str, connection: str | None, why: str | None, *, is_watched: bool
+    ) -> tuple[float, str | None]:
         now_s = self._clock()
         if now_s >= self._forget_at_s:
             self._forget_at_s = now_s + _AGAIN_S
             self._verdicts = {kind: known for kind, known in self._verdicts.items() if known[0] >= now_s}
         if len(self._verdicts) >= _VERDICTS_MOST:
             self._verdicts.clear()
-        verdict = self._verdicts[job_type, connection] = (now_s + _AGAIN_S, why)
+        verdict = self._verdicts[job_type, connection, is_watched] = (now_s + _AGAIN_S, why)
         return verdict
 
-    def _why_not(self, job_type: str, connection: str | None) -> str | None:
+    def _why_not(self, job_type: str, connection: str | None, *, is_watched: bool) -> str | None:
         if self._job_types and job_type not in self._job_types:
             return f"this worker serves only {', '.join(sorted(self._job_types))}"
         job_class = class_of(job_type)
         if job_class is not None and issubclass(job_class, WorkerJob):
             return "a worker runs itself"
-        if job_class is None and connection is not None:  # every job that watches has one: it runs no code
+        if job_class is None and is_watched:
             return "its type cannot be loaded here: install what registers it, or give --import"
         if job_class is None or not issubclass(job_class, MonitorJob):
             # The row may name the class; who loads it says what is wrong with it.

@@ -90,7 +90,11 @@ class Sweeping:
             self._judgeable_until_s = asked_s + stands_s
             serving = self._means.serving
             here = [kind for kind in kinds if identity.can_serve(kind.host_id)]
-            served = [kind for kind in here if serving.why_not(kind.job_type, kind.connection) is None]
+            served = [
+                kind
+                for kind in here
+                if serving.why_not(kind.job_type, kind.connection, is_watched=kind.is_watched) is None
+            ]
             watched = [kind for kind in served if serving.is_monitored(kind.job_type)]
             self._judgeable = Judgeable(
                 identity.uid(),
@@ -114,6 +118,11 @@ class Sweeping:
     def _is_given_up(self, row: RowMapping) -> bool:
         """Whether an orphan whose work cannot be seen is lost by now: not while its processes live here."""
         return self._is_late(row) and not self._has_lived(row["id"])
+
+    def _is_for_others(self, row: RowMapping) -> bool:
+        is_watched = row["submit_token"] is not None
+        why = self._means.serving.why_not(row["job_type"], row["connection"], is_watched=is_watched)
+        return why is not None
 
     def _has_lived(self, job_id: int) -> bool:
         return monotonic_s() - self._lived_s.get(job_id, -math.inf) <= _LIVES_S
@@ -154,8 +163,8 @@ class Sweeping:
                     to_lose[seen] = why_given_up(row, row["age_s"], unseen.get(row["id"]))
             elif row["host_uid"] not in {None, identity.uid()}:
                 continue  # only that user's workers may
-            elif serving.why_not(row["job_type"], row["connection"]) is not None:
-                continue  # others may
+            elif self._is_for_others(row):
+                continue
             elif serving.is_monitored(row["job_type"]):
                 to_adopt.append((row, seen))
             elif not code.is_resting(seen.job_id):

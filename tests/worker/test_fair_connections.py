@@ -94,7 +94,7 @@ def test_what_rested_long_ago_is_forgotten() -> None:
 def test_connections_that_anybody_may_write_into_rows_do_not_add_up(database: Database) -> None:
     serving = Serving(database.settings)
     for number in range(25_000):
-        serving.why_not("BatchMonitorJob", f"no such connection {number}")
+        serving.why_not("BatchMonitorJob", f"no such connection {number}", is_watched=True)
     assert len(serving._verdicts) <= 10_000
 
 

@@ -84,7 +84,7 @@ async def test_a_silent_worker_of_ones_own_class_is_lost_as_a_worker_is(database
 
 @in_loop
 async def test_a_worker_that_was_only_stored_is_started_by_no_other(database: Database) -> None:
-    assert Serving(database.settings).why_not("NightWorker", None) == "a worker runs itself"
+    assert Serving(database.settings).why_not("NightWorker", None, is_watched=False) == "a worker runs itself"
     (stored,) = store(NightWorker())
     unknown = insert_job(database, job_type="of.a.Newer.Worker", spec=NightWorker().spec)
     with use_backend(an_outside()):
