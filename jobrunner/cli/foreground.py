@@ -1,6 +1,7 @@
 """Running a job in the foreground: from its start to the exit code."""
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,15 @@ def start_monitor_job(make: "Callable[..., MonitorJob]", options: JobOptions) ->
 
 def queue(job: "BaseJob", *, as_json: bool) -> int:
     """Store a job for a worker to take, print its id, and say so where nobody will take it soon."""
-    job.store()
+    try:
+        with _stops_as_interrupts():
+            job.store()
+    except KeyboardInterrupt as error:
+        word(
+            f"jobrunner: {str(error) or 'interrupted'}: the job may have been stored, and a worker runs it "
+            f"then: `jobrunner list --key {shlex.quote(job.key or '')}` shows whether it was."
+        )
+        return _code_of_interrupt(error)
     is_told = report_json({"id": job.id, "state": str(job.state)}) if as_json else report(f"job {job.id}")
     why = _why_waiting(job)
     if why is not None or not is_told:
@@ -110,7 +119,7 @@ def run_own_code(run: Callable[[], None], live: Live) -> int:
         return code_of(error) if isinstance(error, JobEndedBadly) else _code_of(row["state"])
     except KeyboardInterrupt as error:
         live.finish(_LAST_LOOK_S)
-        return 128 + error.number if isinstance(error, _Stopped) else ExitCode.INTERRUPTED
+        return _code_of_interrupt(error)
     except SystemExit:
         live.finish()
         return ExitCode.FAILED
@@ -122,6 +131,10 @@ def run_own_code(run: Callable[[], None], live: Live) -> int:
         return ExitCode.FAILED
     row = live.finish()
     return ExitCode.SUCCESS if row is None else _code_of(row["state"])
+
+
+def _code_of_interrupt(error: KeyboardInterrupt) -> int:
+    return 128 + error.number if isinstance(error, _Stopped) else ExitCode.INTERRUPTED
 
 
 def _code_of(state: JobState) -> int:

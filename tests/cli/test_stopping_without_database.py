@@ -1,15 +1,17 @@
 """Processes that are told to stop while the database does not answer: they end soon, and nothing is lost."""
 
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 from sqlalchemy import make_url
 
 from tests.cli.conftest import CommandLine
-from tests.helpers import plain_sql
+from tests.helpers import plain_connection, plain_sql
 from tests.postgres import Postgres
 from tests.proxy import TcpProxy
 
@@ -78,3 +80,27 @@ def test_a_worker_with_jobs(jobrunner: CommandLine, relay: TcpProxy, postgres_ur
     assert "The database did not answer: others find its jobs silent" in said
     assert "Traceback" not in said
     _ends_as_killed(jobrunner, postgres_url)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_job_that_is_being_queued_says_how_to_learn_whether_it_was(
+    jobrunner: CommandLine, postgres_url: str, number: signal.Signals
+) -> None:
+    jobrunner.environment["JOBRUNNER_DATABASE_URL"] = postgres_url
+    waits = (
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT INTO job %'"
+    )
+    with closing(plain_connection(postgres_url)) as somebody:
+        somebody.execute("BEGIN")
+        somebody.execute("LOCK TABLE job IN EXCLUSIVE MODE")
+        process = jobrunner.begin("start", "process", "--detach", "--", "true")
+        _until(lambda: plain_sql(postgres_url, waits))
+        process.send_signal(number)
+        out, said = process.communicate(timeout=_GONE_S + _SLACK_S)
+        somebody.execute("ROLLBACK")
+    assert (process.returncode, out) == (128 + number, "")
+    assert "the job may have been stored, and a worker runs it then" in said
+    listed = shlex.split(said.split("`jobrunner ")[1].split("`")[0])
+    assert listed[:2] == ["list", "--key"]
+    stored = [job_id for (job_id,) in plain_sql(postgres_url, "SELECT id FROM job")]
+    assert [row["id"] for row in jobrunner(*listed, "--json").json] == stored
