@@ -79,7 +79,7 @@ def test_ctrl_c_after_the_timeout_is_the_timeout(sqlite_database: Database) -> N
 def test_code_whose_timeout_passed_while_it_was_queued_does_not_begin(
     database: Database, database_url: str
 ) -> None:
-    began = []
+    began: list[CodeJob] = []
     job = CodeJob(began.append, timeout=3600.0).store()
     plain_sql(database_url, f"UPDATE job SET deadline_at = created_at WHERE id = {job.id}")
     with pytest.raises(JobFailed, match="the timeout has passed"):

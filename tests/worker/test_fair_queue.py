@@ -274,7 +274,7 @@ async def test_an_orphan_whose_last_beat_cannot_be_read_hides_no_other(
 async def test_a_job_of_another_installations_type_waits_for_who_knows_it_queued_or_silent(
     database: Database,
 ) -> None:
-    values = {"job_type": "of.a.Plugin", "heartrate": 0.3, "connection": "plugin_default"}
+    values: dict[str, Any] = {"job_type": "of.a.Plugin", "heartrate": 0.3, "connection": "plugin_default"}
     queued = insert_job(database, submit_token="token-1", **values)
     silent = insert_job(database, an_owner(), submit_token="token-2", external_id="id-1", **values)
     named = {"class": "tests.worker.own_jobs:Good", "args": {}}
