@@ -70,7 +70,7 @@ def test_ctrl_c_after_the_timeout_is_the_timeout(sqlite_database: Database) -> N
             pass
         raise KeyboardInterrupt
 
-    job = CodeJob(code, timeout=0.3)
+    job = CodeJob(code, timeout=1.0)
     with pytest.raises(KeyboardInterrupt):
         job.run()
     assert (job.state, job.message) == (JobState.FAILED, "the timeout has passed")

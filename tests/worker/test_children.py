@@ -245,16 +245,17 @@ async def test_a_kill_reaches_a_child(database: Database, notes: Path) -> None:
 @pytest.mark.parametrize("why", ["kill", "timeout"])
 @in_loop
 async def test_a_child_that_hangs_is_ended_with_all_that_it_started(
-    database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch, why: str
+    database: Database, database_url: str, notes: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     monkeypatch.setattr(children, "OBEY_S", 0.2)
     monkeypatch.setattr(children, "TERMINATE_S", 0.3)
-    options = {"timeout": 4.0} if why == "timeout" else {}
-    job_id = store(own_jobs.Hang, notes, heartrate=1.0, **options)
+    job_id = store(own_jobs.Hang, notes, heartrate=1.0)
     async with a_worker(database, heartrate=5.0):
         await soon(lambda: sorted(said(notes)) == ["grandchild", "ran"])
         if why == "kill":
             BaseJob.get(job_id).request_kill(by="somebody")
+        else:
+            plain_sql(database_url, f"UPDATE job SET deadline_at = created_at WHERE id = {job_id}")
         await soon(lambda: row_of(database, job_id)["state"].is_terminal)
     row = row_of(database, job_id)
     if why == "kill":
