@@ -162,7 +162,7 @@ def _known(row: RowMapping) -> type[MonitorJob] | _Proof:
     why = why_unreadable(row, is_monitored=False)
     if why is not None:
         return _Proof(f"{why}: correct it, and ask again")
-    if row["connection"] is None:  # every job that watches has one
+    if row["submit_token"] is None:  # every job that watches has one
         return _Proof("nothing outside can say whether its own code has run")
     job_class = class_of(row["job_type"])
     if job_class is None or not issubclass(job_class, MonitorJob):

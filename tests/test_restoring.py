@@ -177,16 +177,17 @@ def test_a_row_that_cannot_be_read_stays_held_in_plain_words(
 
 
 def test_a_job_of_a_type_that_is_not_here_stays_held_and_says_where_to_ask(database: Database) -> None:
-    insert_job(database, job_type="of.a.Newer.Version", connection="newer_default")
+    insert_job(database, job_type="of.a.Newer.Version", connection="newer_default", submit_token="t")
     restoring.hold_all(database)
     (left,) = restoring.prove(database)
     assert "cannot be loaded here: ask from where it is installed" in left.why
 
 
 def test_own_code_stays_held_until_it_is_confirmed(database: Database) -> None:
-    job = Own().store()
+    job = Own(connection="its_own_word").store()
     restoring.hold_all(database)
-    assert [each.job_id for each in restoring.prove(database)] == [job.id]
+    (left,) = restoring.prove(database)
+    assert (left.job_id, left.why) == (job.id, "nothing outside can say whether its own code has run")
     assert restoring.confirm(database) == [job.id]
     job.reload().run()
     assert job.state is JobState.SUCCESS
