@@ -7,7 +7,10 @@ from contextlib import closing, contextmanager
 import pytest
 from sqlalchemy import make_url
 
+from jobrunner.cli.live import Live
 from jobrunner.database import Database, driver_connection, get_database
+from jobrunner.errors import JobKilled
+from jobrunner.executors.local import LocalExecutor
 from jobrunner.heartbeat import Beater, BeatHealth, Pacer
 from jobrunner.models.attendant import beating_on
 from jobrunner.settings import configure
@@ -16,7 +19,7 @@ from jobrunner.testing import use_backend
 from tests.helpers import CodeJob, Run, a_running_job, beat_for_ever, plain_sql, row_of, until
 from tests.postgres import Postgres
 from tests.proxy import TcpProxy
-from tests.runner.support import a_job, a_runner, an_outside, soon, within
+from tests.runner.support import Thread, a_job, a_runner, an_outside, soon, within
 from tests.runner.test_runner import watched
 
 HEARTRATE = 1.0
@@ -108,6 +111,28 @@ def test_the_late_beat_of_a_connection_that_was_given_up_changes_nothing(
     proxy.disgorge()
     until(lambda: not plain_sql(postgres_url, f"SELECT 1 FROM pg_stat_activity WHERE pid = {old}"))
     assert row_of(get_database(), claim.job_id) == taken_over
+
+
+# --- between the claim and the first beat -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_said_of_a_new_job_holds_up_none_of_its_beats(
+    proxy: TcpProxy, postgres_url: str, *, as_json: bool
+) -> None:
+    outside, live = an_outside(), Live(as_json=as_json, quiet=True)
+
+    def started(job_id: int) -> None:
+        assert proxy.swallow()
+        live.started(job_id)
+
+    with use_backend(outside):
+        job = Thread(a_job(heartrate=HEARTRATE, executor=LocalExecutor(on_started=started)).run)
+        until(lambda: live.job_id is not None)
+        until_beaten(postgres_url)
+        proxy.cut()
+        plain_sql(postgres_url, "UPDATE job SET kill_requested_at = now()")
+        assert isinstance(job.ended(), JobKilled)
 
 
 # --- a database that is slow, and works -------------------------------------------------------------

@@ -19,6 +19,6 @@ def attach(job_id: int, *, as_json: bool) -> int:
     from jobrunner.cli.output import log_as_words
 
     log_as_words()
-    with Live(as_json=as_json) as live:
+    with Live(as_json=as_json, is_new=False) as live:
         executor = registry.load_executor_class("LocalExecutor")(on_started=live.started)
         return watch_to_the_end(lambda: executor.attach(job_id), live)

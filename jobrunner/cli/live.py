@@ -32,12 +32,14 @@ class Live:
 
     On a terminal as one line that changes; elsewhere as one line for each change of its state or
     message. A database that fails is said, and ends nothing. `quiet`: only the start and the end.
+    `is_new`: the job is this process's own from the start, so it runs.
     """
 
-    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool = False, is_new: bool = True) -> None:
         self.job_id: int | None = None
         self._as_json = as_json
         self._quiet = quiet
+        self._is_new = is_new
         self._on_terminal = is_terminal(sys.stderr)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -52,10 +54,13 @@ class Live:
         self.stop()
 
     def started(self, job_id: int) -> None:
-        """Print the id, and show the job from now on."""
+        """Print the id, and show the job from now on.
+
+        The database is not waited for: nobody beats for a new job before this returns.
+        """
         self.job_id = job_id
-        row = _row(job_id)
         if self._as_json:
+            row = None if self._is_new else _row_within(_LOOK_S, job_id)
             report_json({"id": job_id, "state": str(row["state"]) if row is not None else JobState.RUNNING})
         else:
             report(f"job {job_id}")
@@ -73,10 +78,7 @@ class Live:
     def finish(self, within_s: float = threading.TIMEOUT_MAX) -> RowMapping | None:
         """Say how the job stands at the end, and return its row; None where it cannot be read in time."""
         self.stop()
-        try:
-            row = None if self.job_id is None else within(within_s, partial(_row, self.job_id))
-        except Late:
-            row = None
+        row = None if self.job_id is None else _row_within(within_s, self.job_id)
         if row is None:
             return None
         if self._as_json:
@@ -111,6 +113,14 @@ class Live:
         elif said != self._said:
             word(said)
         self._said = said
+
+
+def _row_within(seconds: float, job_id: int) -> RowMapping | None:
+    """Return the job's row; None where it cannot be read in time."""
+    try:
+        return within(seconds, partial(_row, job_id))
+    except Late:
+        return None
 
 
 def _row(job_id: int) -> RowMapping | None:

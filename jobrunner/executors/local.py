@@ -57,8 +57,9 @@ class LocalExecutor:
     `on_exit`: what SIGTERM, Ctrl-C or a closed terminal means for the work: `release` leaves it
     running, to be attached to; `kill` kills it and waits until it has ended; a second signal releases
     it at once.
-    `on_started` is called with the job's id as soon as it stands in the database. `see_off` ends what the
-    job's own code has started, where the process is the job's alone, and returns what still lives.
+    `on_started` is called with the job's id as soon as it stands in the database; nobody beats for a new job
+    before it returns. `see_off` ends what the job's own code has started, where the process is the job's
+    alone, and returns what still lives.
     """
 
     def __init__(

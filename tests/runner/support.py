@@ -32,6 +32,27 @@ BRIEF = Patience(call_s=0.5, appear_s=0.4, vanish_s=0.4)
 SOON = Plan(run_for_s=0.1)
 
 
+class Thread(threading.Thread):
+    """Runs something as a person in another terminal would, and keeps how it ended."""
+
+    def __init__(self, do: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._do = do
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._do()
+        except BaseException as error:  # noqa: BLE001  # it is what the test asks for
+            self.error = error
+
+    def ended(self) -> BaseException | None:
+        self.join(30)
+        assert not self.is_alive()
+        return self.error
+
+
 def an_outside(plan: Plan | None = None, patience: Patience | None = None, **options: Any) -> MemoryBackend:
     """Return an outside system whose jobs go on until they are moved, with a runner's usual patience."""
     return MemoryBackend(plan=plan, patience=patience or Patience(call_s=5.0), **options)

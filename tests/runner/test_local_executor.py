@@ -46,28 +46,7 @@ from tests.helpers import (
 )
 from tests.postgres import Postgres
 from tests.proxy import Proxy
-from tests.runner.support import SOON, a_job, an_outside
-
-
-class Thread(threading.Thread):
-    """Runs something as a person in another terminal would, and keeps how it ended."""
-
-    def __init__(self, do: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._do = do
-        self.error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._do()
-        except BaseException as error:  # noqa: BLE001  # it is what the test asks for
-            self.error = error
-
-    def ended(self) -> BaseException | None:
-        self.join(30)
-        assert not self.is_alive()
-        return self.error
+from tests.runner.support import SOON, Thread, a_job, an_outside
 
 
 def signal_soon(condition: Callable[[], object], *numbers: int) -> threading.Thread:
