@@ -20,6 +20,7 @@ from jobrunner import registry
 from jobrunner.driver_errors import is_missing_table, is_session_lost, refused_value, translate
 from jobrunner.errors import DatabaseError, DatabaseUnavailable, SchemaError, SettingsError
 from jobrunner.listen_url import check_listen_url
+from jobrunner.paths import is_directory
 from jobrunner.postgres_session import Opener, is_closed
 from jobrunner.private import make_private_directory, prepare_sqlite_file
 from jobrunner.settings import Settings, get_settings
@@ -195,9 +196,10 @@ def _sqlite_engine(url: URL, settings: Settings, *, has_bounded_pool: bool) -> E
                 f"The directory {path.parent} for the database cannot be made ({error.strerror}): "
                 "set JOBRUNNER_DATA_DIR or JOBRUNNER_DATABASE_URL to a place you may write to."
             ) from error
-    elif not path.parent.is_dir():
+    elif not is_directory(path.parent):
         raise DatabaseUnavailable(
-            f"The directory {path.parent} of the database does not exist: make it first."
+            f"The directory {path.parent} of the database does not exist, or this user may not enter it: "
+            "make it, or name another file by database_url."
         )
     prepare_sqlite_file(path, is_ours=settings.is_embedded)
     engine = create_engine(

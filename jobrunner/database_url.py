@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import quote, unquote
 
 from jobrunner.known_secrets import MASK, remember
-from jobrunner.paths import absolute
+from jobrunner.paths import absolute, is_directory
 from jobrunner.redaction import looks_secret
 
 if TYPE_CHECKING:
@@ -208,9 +208,9 @@ def _existing(decoded: str, written: str) -> Path:
     CI servers name workspaces `project%2Fbranch`, and such a path is easily pasted into a URL.
     """
     path = absolute(decoded)
-    if decoded != written and not path.parent.is_dir():
+    if decoded != written and not is_directory(path.parent):
         literal = absolute(written)
-        if literal.parent.is_dir():
+        if is_directory(literal.parent):
             return literal
     return path
 

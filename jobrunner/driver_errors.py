@@ -4,6 +4,8 @@ PostgreSQL's errors are judged by their SQLSTATE, whatever language their text i
 there the class of the driver's error decides.
 """
 
+import sqlite3
+
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -116,8 +118,12 @@ def _hint(error: DBAPIError, reason: str) -> str:
         return (
             ": let the pooler give a connection for a transaction or a session, as by pool_mode = transaction"
         )
+    if error.statement is not None:
+        return ""
     # Without a statement it was the connection itself that failed.
-    return ": see that it runs, and that database_url is right" if error.statement is None else ""
+    if isinstance(error.orig, sqlite3.Error):
+        return ": see that this user may read and write that file and its directory"
+    return ": see that it runs, and that database_url is right"
 
 
 def _is_content(error: DBAPIError, state: str | None) -> bool:

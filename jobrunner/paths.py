@@ -80,11 +80,21 @@ def is_file_to_read(path: Path) -> bool:
     return True
 
 
+def is_directory(path: Path) -> bool:
+    """Whether this user finds a directory there; False too where what leads to it may not be searched."""
+    return os.path.isdir(path)  # noqa: PTH112  # a Path raises then, on Pythons before 3.14
+
+
+def is_there(path: Path) -> bool:
+    """Whether this user finds anything there; False too where what leads to it may not be searched."""
+    return os.path.exists(path)  # noqa: PTH110  # as above
+
+
 def can_be_made(directory: Path) -> bool:
     """Whether this user can write to the directory, or can make it."""
     for place in (directory, *directory.parents):
-        if place.is_dir() or os.path.lexists(place):
-            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        if os.path.lexists(place):
+            return is_directory(place) and os.access(place, os.W_OK | os.X_OK)
     return False
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import click
 
 from jobrunner.cli.options import Duration, JobOptions, Pair, job_options
+from jobrunner.paths import is_directory, is_there
+
+_CLOSED = ", or is in a directory that this user may not enter"
 
 
 @click.command("process", context_settings={"allow_interspersed_args": False})
@@ -54,8 +57,8 @@ def _check_command(command: Sequence[str], env: Mapping[str, str], cwd: str | No
         raise click.UsageError(
             "The working directory was removed: name another with --cwd, by its whole path."
         ) from None
-    if not directory.is_dir():
-        what = "is no directory" if directory.exists() else "does not exist"
+    if not is_directory(directory):
+        what = "is no directory" if is_there(directory) else f"does not exist{_CLOSED}"
         raise click.UsageError(f"The directory {directory} for the command {what}: give another --cwd.")
     if not os.access(directory, os.X_OK):
         raise click.UsageError(
@@ -64,10 +67,11 @@ def _check_command(command: Sequence[str], env: Mapping[str, str], cwd: str | No
     program = command[0]
     if "/" in program:
         path = directory / program
-        if not path.exists():
-            raise click.UsageError(f"The command {program} was not found: there is no {path}.")
-        if path.is_dir() or not os.access(path, os.X_OK):
-            raise click.UsageError(f"The command {program} cannot be run: {path} is not executable.")
+        if not is_there(path):
+            raise click.UsageError(f"The command {program} was not found: {path} does not exist{_CLOSED}.")
+        if is_directory(path) or not os.access(path, os.X_OK):
+            what = "a directory" if is_directory(path) else "not executable by this user"
+            raise click.UsageError(f"The command {program} cannot be run: {path} is {what}.")
     elif not program or shutil.which(program, path=env.get("PATH")) is None:
         raise click.UsageError(
             f"The command {program!r} was not found on the PATH: give its whole path, or correct its name."

@@ -15,6 +15,10 @@ from jobrunner import identity
 from tests.cli.conftest import Answer, CommandLine
 
 HOME_LESS = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", "env", "-i"]
+POWERLESS = (
+    "setpriv --inh-caps=-all --bounding-set=-dac_override,-dac_read_search" if os.geteuid() == 0 else ""
+)
+"""What lets the permissions of files hold for root, too."""
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
 
 
@@ -76,6 +80,46 @@ def test_without_a_home_a_command_says_what_to_set_or_works(jobrunner: CommandLi
         assert record.parts[-3] == f"jobrunner-{os.geteuid()}"
         shutil.rmtree(record)
     assert not list(jobrunner.directory.glob("*~*"))
+
+
+@pytest.fixture
+def closed_home(tmp_path: Path) -> Iterator[Path]:
+    """A home that the commands of these tests may not enter, as that of root for whom `sudo -u` made another."""
+    home = tmp_path / "closed"
+    home.mkdir(mode=0o700)
+    if POWERLESS and not shutil.which("setpriv"):
+        pytest.skip("setpriv is not installed, and permissions do not hold for root")
+    if POWERLESS:
+        os.chown(home, 54321, 54321)
+    else:
+        home.chmod(0)
+    yield home
+    home.chmod(0o700)
+
+
+def test_a_home_that_this_user_may_not_enter_is_none(jobrunner: CommandLine, closed_home: Path) -> None:
+    def run(*arguments: str, **environment: str) -> Answer:
+        return _in_a_shell(jobrunner, f'exec {POWERLESS} "$@"', *arguments, **environment)
+
+    url = f"sqlite:///{jobrunner.directory / 'jobs.db'}"
+    jobrunner.environment = {"PATH": os.environ["PATH"], "HOME": str(closed_home), "PYTHONPATH": _root()}
+    for command in (["list"], ["start", "process", "--", "true"], ["db", "upgrade"]):
+        assert run(*command).is_refused("JOBRUNNER_DATA_DIR", "JOBRUNNER_DATABASE_URL")
+    elsewhere = run("list", JOBRUNNER_DATABASE_URL=f"sqlite:///{closed_home}/own/jobs.db")
+    assert elsewhere.is_refused("may not enter")
+    inside = run("list", JOBRUNNER_DATABASE_URL=f"sqlite:///{closed_home}/jobs.db")
+    assert inside.is_refused("may read and write that file")
+    jobrunner.environment["JOBRUNNER_DATABASE_URL"] = url
+    assert run("db", "upgrade").code == 0
+    assert run("start", "process", "--", f"{closed_home}/run").is_refused("may not enter")
+    assert run("start", "process", "--cwd", f"{closed_home}/run", "--", "true").is_refused("may not enter")
+    started = run("start", "process", "--timeout", "60s", "--", "echo", "hello")
+    record = Path(jobrunner("show", "1", "--json").json["external_id"])
+    try:
+        assert started.code == 0, started
+        assert record.parts[-3] == f"jobrunner-{os.geteuid()}"
+    finally:
+        shutil.rmtree(record)
 
 
 @pytest.mark.skipif(
