@@ -18,6 +18,9 @@ from jobrunner.cli.options import (
 )
 from jobrunner.states import JobState
 
+_MOST = 2**63 - 2
+"""What both databases can count to, less the one that shows that there are more."""
+
 
 class _Since(click.ParamType):  # type: ignore[type-arg]
     """A duration back from now, or an aware time."""
@@ -42,7 +45,10 @@ class _Since(click.ParamType):  # type: ignore[type-arg]
             )
         if when.tzinfo is None:
             self.fail(f"{value!r} has no time zone: add one, such as Z for UTC", param, ctx)
-        return when
+        try:
+            return when.astimezone(dt.UTC)
+        except OverflowError:
+            self.fail(f"{value!r} is before the first or after the last time that there is", param, ctx)
 
 
 @click.command("list")
@@ -57,7 +63,7 @@ class _Since(click.ParamType):  # type: ignore[type-arg]
 @click.option("--name", help="Only jobs of this name.")
 @click.option("--key", help="Only the job with this key.")
 @click.option("--since", type=_Since(), metavar="WHEN", help="Only jobs created since: 2h, 7d, or a time.")
-@click.option("--limit", type=WholeNumber(min=1), default=50, show_default=True, help="How many at most.")
+@click.option("--limit", type=WholeNumber(1, _MOST), default=50, show_default=True, help="How many at most.")
 @json_option
 def list_(
     *,
@@ -100,7 +106,7 @@ def list_(
     else:
         word(
             "There are no such jobs."
-            if any((states, job_types, name, key, since))
+            if states or job_types or any(each is not None for each in (name, key, since))
             else "There are no jobs yet."
         )
     if has_more:

@@ -72,6 +72,7 @@ def on_terminal(jobrunner: CommandLine, columns: int, *arguments: str) -> str:
 def test_an_empty_list_says_so(jobrunner: CommandLine) -> None:
     answer = jobrunner("list")
     assert (answer.code, answer.out, answer.words) == (0, "", "There are no jobs yet.\n")
+    assert jobrunner("list", "--key", "").words == "There are no such jobs.\n"
     assert jobrunner("list", "--json").json == []
 
 
@@ -411,6 +412,8 @@ MISTAKES: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "a since without a unit": (["list", "--since", "5"], "no duration"),
     "a broken time": (["list", "--since", "2026-13-01"], "no time"),
     "a naive time": (["list", "--since", "2026-03-01T12:00:00"], "no time zone"),
+    "a time before all": (["list", "--since", "0001-01-01T00:00:00+14:00"], "--since", "before the first"),
+    "a limit beyond all": (["list", "--limit", "99999999999999999999"], "--limit", "range"),
     "a grace of 1": (["check", "--grace-multiplier", "1"], "more than 1"),
     "no grace": (["check", "--grace-multiplier", "x"], "no number"),
     "an infinite grace": (["check", "--grace-multiplier", "inf"], "more than 1"),

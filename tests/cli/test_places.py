@@ -84,7 +84,7 @@ def test_without_a_home_a_command_says_what_to_set_or_works(jobrunner: CommandLi
 
 @pytest.fixture
 def closed_home(tmp_path: Path) -> Iterator[Path]:
-    """A home that the commands of these tests may not enter, as that of root for whom `sudo -u` made another."""
+    """A home that the commands of these tests may not enter, such as the one of root after `sudo -u`."""
     home = tmp_path / "closed"
     home.mkdir(mode=0o700)
     if POWERLESS and not shutil.which("setpriv"):
