@@ -8,6 +8,7 @@ connection, is in force: only a server process that was started for this very co
 """
 
 import datetime as dt
+import os
 import select
 import uuid
 from dataclasses import dataclass
@@ -184,10 +185,15 @@ class Opener:
         if not in_force.startswith("ISO") and connection.session.is_ours_alone:
             connection.execute("SET DateStyle = 'ISO'")  # PGDATESTYLE comes after all options
         elif not in_force.startswith("ISO"):
+            advice = (
+                "unset PGDATESTYLE, which a pooler passes on"
+                if os.environ.get("PGDATESTYLE")
+                else "run `ALTER ROLE … SET DateStyle = 'ISO'` for its role, or set postgres_options = true "
+                "where no pooler is in between"
+            )
             raise DatabaseError(
                 f"The database {self.shown_url} writes times in the DateStyle {in_force}, and no connection "
-                "option changes that: run `ALTER ROLE … SET DateStyle = 'ISO'` for its role, or set "
-                "postgres_options = true where no pooler is in between."
+                f"option changes that: {advice}."
             )
 
     def _say_unmet(self, session: Session) -> None:

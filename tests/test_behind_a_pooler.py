@@ -178,6 +178,15 @@ def test_a_datestyle_that_cannot_be_changed_behind_a_pooler_is_refused_in_a_sent
             get_database()
 
 
+def test_a_datestyle_of_the_environment_is_named_where_a_pooler_passes_it_on(
+    pooled: Pooled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGDATESTYLE", "German")
+    configure(database_url=pooled.url)
+    with pytest.raises(DatabaseError, match=r"DateStyle German.*: unset PGDATESTYLE"):
+        get_database()
+
+
 def test_a_direct_connection_is_proven_to_be_ours_alone(postgres_database: Database) -> None:
     for connection in (postgres_database.held(), postgres_database.engine.connect()):
         with connection:
