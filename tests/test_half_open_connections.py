@@ -11,7 +11,7 @@ from jobrunner.cli.live import Live
 from jobrunner.database import Database, driver_connection, get_database
 from jobrunner.errors import JobKilled
 from jobrunner.executors.local import LocalExecutor
-from jobrunner.heartbeat import Beater, BeatHealth, Pacer
+from jobrunner.heartbeat import Beater, BeatHealth, Pacer, warn_of_skew
 from jobrunner.models.attendant import beating_on
 from jobrunner.settings import configure
 from jobrunner.states import JobState
@@ -133,6 +133,22 @@ def test_what_is_said_of_a_new_job_holds_up_none_of_its_beats(
         proxy.cut()
         plain_sql(postgres_url, "UPDATE job SET kill_requested_at = now()")
         assert isinstance(job.ended(), JobKilled)
+
+
+def test_a_look_at_the_clock_holds_up_no_beat_of_own_code(
+    proxy: TcpProxy, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow_then_warn(database: Database, heartrate: float) -> None:
+        assert proxy.swallow()
+        warn_of_skew(database, heartrate)
+
+    monkeypatch.setattr("jobrunner.models.own_run.warn_of_skew", swallow_then_warn)
+    run = Thread(CodeJob(beat_for_ever, heartrate=HEARTRATE).run)
+    until(lambda: beat_of(postgres_url))
+    until_beaten(postgres_url)
+    proxy.cut()
+    plain_sql(postgres_url, "UPDATE job SET kill_requested_at = now()")
+    assert isinstance(run.ended(), JobKilled)
 
 
 # --- a database that is slow, and works -------------------------------------------------------------

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.attributes import set_committed_value
 
 from jobrunner import statements
+from jobrunner.aside import Late, within
 from jobrunner.clock import monotonic_s
 from jobrunner.database import Database, get_database
 from jobrunner.errors import (
@@ -43,6 +44,7 @@ log = get_logger(__name__)
 
 OUTCOME_PATIENCE_S = 24 * 3600.0
 """How long a finished job goes on trying to write its outcome into a database that is away."""
+_SKEW_S = 5.0  # for a look at the database's clock
 _ON_KILL_S = 60.0
 """Seconds after which a job whose `on_kill` does not return ends without it."""
 _PROMPT, _PROMPT_MOST_S = 0.25, 5.0
@@ -353,8 +355,9 @@ def run_claimed(
     `see_off`: ends what the code has started, before the job counts as killed or out of time.
     `hand_over`: called once this sees to the end of the job, whatever happens.
     """
-    with suppress(DatabaseError):  # it is only a warning; the beats will say that the database is away
-        warn_of_skew(database, job.heartrate)
+    # It is only a warning, which no beat waits for; the beats will say that the database is away.
+    with suppress(DatabaseError, Late):
+        within(min(_SKEW_S, job.heartrate / 2), lambda: warn_of_skew(database, job.heartrate))
     left_s = None
     if job.deadline_at is not None:
         left_s = (job.deadline_at - job.latest_heartbeat).total_seconds()
