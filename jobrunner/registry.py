@@ -62,6 +62,10 @@ def load(path: str) -> Any:
 
 def load_module(name: str, wanted_for: str | None = None) -> Any:
     """Import a module. Raises `UsageError` where it, or one that it needs, cannot be found."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(
+            f"{name!r} is not the name of a module: write it with dots and no path, such as package.module."
+        )
     try:
         return import_module(name)
     except ModuleNotFoundError as error:

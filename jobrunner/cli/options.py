@@ -53,7 +53,9 @@ class Grace(click.ParamType):  # type: ignore[type-arg]
             grace = float(value)
         except ValueError:
             self.fail(f"{value!r} is no number: give more than 1, such as 2.1", param, ctx)
-        if not (math.isfinite(grace) and grace > 1):
+        if not math.isfinite(grace):
+            self.fail(f"{value!r} is no finite number: give more than 1, such as 2.1", param, ctx)
+        if grace <= 1:
             self.fail(
                 f"{value!r} would declare every job dead between two beats: give more than 1, such as 2.1",
                 param,

@@ -154,6 +154,8 @@ def _make(path: str, given: dict[str, Any]) -> Any:
         job_class = registry.load(path)
     if not (isinstance(job_class, type) and issubclass(job_class, BaseJob)):
         raise UsageError(f"{path!r} is no class of a job: derive it from jobrunner.models.BaseJob.")
+    if job_class.__mapper__.polymorphic_abstract:
+        raise UsageError(f"{path!r} is only a base of job classes: start one that is derived from it.")
     try:
         return job_class(**given)
     except (JobrunnerError, KeyboardInterrupt):

@@ -143,6 +143,8 @@ REFUSED: dict[str, tuple[list[str], *tuple[str, ...]]] = {
     "a kind that is not there": (["batsh"], "no kind of job 'batsh'", "process"),
     "half a path": (["my_jobs:"], "MODULE:CLASS"),
     "a module that is not there": (["absent:Job"], "'absent'", "cannot be found"),
+    "a path in place of a module": (["../absent:Job"], "'../absent'", "is not the name of a module"),
+    "a base of classes": (["jobrunner:BaseJob"], "'jobrunner:BaseJob'", "only a base"),
     "a class that is not there": (["my_jobs:Absent"], "has no 'Absent'"),
     "what is no job": (["my_jobs:NoJob"], "no class of a job"),
     "an argument that is not taken": (["my_jobs:Quick", "--arg", "colour=red"], "colour"),
