@@ -265,7 +265,7 @@ class Settings(BaseSettings):
     def connection(self, name: str | None, kind: str) -> tuple[str, ConnectionSettings]:
         """Return the connection's name as it is configured, and its settings with variables filled in.
 
-        None means `<kind>_default`, which need not be configured. A connection of kind
+        None means `<kind>_default`, which need not be configured, whatever `kind` is. A connection of kind
         `armada-jobservice` serves where `armada` is asked for. Raises `SettingsError` where the named
         one is missing, is of another kind, or needs a variable that is not set.
         """
@@ -273,7 +273,8 @@ class Settings(BaseSettings):
         found = _named(self.connections, wanted)
         if found is None:
             if wanted == f"{kind}_default":
-                return wanted, ConnectionSettings(kind=kind)
+                # A class's word, and no setting's: one that makes its backend itself need not name a kind.
+                return wanted, ConnectionSettings.model_construct(kind=kind)
             known = ", ".join(sorted(self.connections)) or "none"
             raise SettingsError(
                 f'there is no connection "{wanted}" (configured: {known}): '

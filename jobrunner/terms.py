@@ -113,6 +113,17 @@ def kind_of(job_class: Any) -> str:
     return kind
 
 
+def connection_of(
+    settings: Settings, job_class: Any, connection: str | None
+) -> tuple[str, ConnectionSettings]:
+    """Return the name of a class's connection, as it is configured, and its settings.
+
+    `connection`: as the row of a job names it. Raises `CodeError`, and what the connection raises.
+    """
+    kind = kind_of(job_class)
+    return _asked(f"{name_of(job_class)}.backend_kind", lambda: settings.connection(connection, kind))
+
+
 def maker_of(job_class: Any) -> Hashable:
     """Return what makes the backends of a class: a subclass that inherits it shares them."""
     name = name_of(job_class)
@@ -135,8 +146,8 @@ class _Asking:
         job = self._asked("__new__ (or its __setattr__)", make)
         if not isinstance(job, MonitorJob):
             raise UsageError(f"{self._name} is not a monitor job that is installed here: install it.")
-        kind = kind_of(type(job))
-        name, behind = self._asked("backend_kind", lambda: self._settings.connection(connection, kind))
+        self.of = f"{self._name}.backend_kind"
+        name, behind = connection_of(self._settings, type(job), connection)
         own = self._asked("own_way", lambda: job.own_way())  # noqa: PLW0108  # to look it up may raise, too
         maker = maker_of(type(job))
         calls_back = self._asked("heartbeat_callback", lambda: has_callback(job))

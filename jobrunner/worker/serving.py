@@ -11,7 +11,7 @@ from jobrunner.models import MonitorJob
 from jobrunner.models.base_job import class_of
 from jobrunner.settings import Settings
 from jobrunner.sqltypes import BlobText
-from jobrunner.terms import kind_of, maker_of
+from jobrunner.terms import connection_of, maker_of
 from jobrunner.worker.job import WorkerJob
 from jobrunner.worklist import OF_SOME, Waiting, why_barred
 
@@ -144,7 +144,7 @@ class Serving:
         """Return what jobs that share one way to the outside have in common, of monitor jobs served here."""
         job_class: Any = class_of(job_type)
         try:
-            name, _ = self._settings.connection(connection, kind_of(job_class))
+            name, _ = connection_of(self._settings, job_class, connection)
             return maker_of(job_class), name
         except JobrunnerError:  # whoever owns such a job says so
             return job_class, connection
@@ -182,7 +182,7 @@ class Serving:
         if not self._watches:
             return "it watches no jobs itself"
         try:
-            name, _ = self._settings.connection(connection, kind_of(job_class))
+            name, _ = connection_of(self._settings, job_class, connection)
             maker_of(job_class)
         except JobrunnerError as error:
             return str(error)

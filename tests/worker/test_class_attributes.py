@@ -269,6 +269,21 @@ async def test_a_backend_kind_that_is_no_text_leaves_its_job_queued_with_the_rea
     assert row_of(sqlite_database, bad)["state"] is JobState.QUEUED
 
 
+@pytest.mark.parametrize("kind", ["", "orders of ours", "\u00e4\n"], ids=repr)
+@in_loop
+async def test_a_class_that_makes_its_own_backend_may_name_any_kind_or_none(
+    sqlite_database: Database, kind: str
+) -> None:
+    job_class = a_class(backend_kind=kind)
+    with use_backend(an_outside(plan=SOON)):
+        own, other = store(job_class(heartrate=0.3), a_job())
+        async with a_worker(sqlite_database):
+            await until_state(sqlite_database, JobState.SUCCESS, own, other)
+        foreground = job_class(heartrate=0.3)
+        await asyncio.to_thread(foreground.run)
+    assert foreground.state is JobState.SUCCESS
+
+
 @in_loop
 async def test_a_start_in_the_foreground_says_what_is_wrong_with_a_class_and_stores_nothing(
     sqlite_database: Database,
