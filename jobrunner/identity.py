@@ -25,6 +25,9 @@ from jobrunner.text import storable
 
 Standing = Literal["alive", "dead", "unknown"]
 
+CHILD_VARIABLE = "JOBRUNNER_CHILD"
+"""In the environment of a worker's child and of what it starts: the runner_id under which it runs its job."""
+
 _LINUX = sys.platform == "linux"
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 # A state beginning with one of these is a process that has ended: zombie, or dead for good.

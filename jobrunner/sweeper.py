@@ -33,6 +33,8 @@ SILENT_MOST = 20_000
 """Silent jobs that one look is at; the next look is at the next ones."""
 PAGE = 2_500
 """Silent jobs of which one statement tells."""
+_CHILD_ENDS_S = 30.0
+"""Seconds, beyond a heartrate, within which a worker has ended a child that heeds no kill and no SIGTERM."""
 _LEAST_GAP_S = 3.0
 _ROUNDING_S = 1e-6
 _PROMPT_MOST_S = 1.0
@@ -329,8 +331,23 @@ def why_given_up(row: RowMapping, silent_s: float | None, unseen: str | None) ->
     return f"{unseen}; its runner {silent}, and no process of it lives here"
 
 
-def why_lost(row: RowMapping, *, is_worker: bool) -> str:
-    """Return the message of an orphan that nobody can adopt."""
+def is_child_here(row: RowMapping) -> bool:
+    """Whether a job's process lives on this host, as a child of a worker, which ends it after a kill."""
+    if row["pid"] is None or row["runner_host_id"] != identity.host_id():
+        return False
+    try:
+        runner_id = identity.variable_of(row["pid"], identity.CHILD_VARIABLE)
+    except OSError:  # a shortage, which passes: that says nothing about the process
+        return True
+    return runner_id is not None and runner_id == str(row["runner_id"])
+
+
+def why_lost(row: RowMapping, *, is_worker: bool, lives: bool = False) -> str:
+    """Return the message of an orphan that nobody can adopt; `lives`: its process is seen to."""
+    if lives:
+        return (
+            f"its process {row['pid']} on {row['hostname']} is silent, and nobody has ended it: end it there"
+        )
     if is_worker:
         return f"its process on {row['hostname']} fell silent: others take its jobs over"
     return f"its process on {row['hostname']} fell silent, and nobody can go on with its code"
@@ -347,6 +364,8 @@ class SeeingOff:
         self._database = database
         self._job_id = job_id
         self._refusal = refusal
+        self._silent_s: float | None = None
+        """When it was first found to be an orphan whose process lives."""
         self._lookout = Lookout(job_id, database.settings.grace_multiplier)
         self.pause_s = LOOK_S
         """Seconds until the next look."""
@@ -368,7 +387,10 @@ class SeeingOff:
     def _end(self, row: RowMapping, orphan: Sighting) -> JobState | None:
         if self._refusal is not None:
             raise self._refusal
-        why = why_lost(row, is_worker=statements.is_worker_row(row))
+        lives = is_child_here(row)
+        if lives and self._is_being_ended(row):
+            return None
+        why = why_lost(row, is_worker=statements.is_worker_row(row), lives=lives)
         with acting(self._database) as act:
             lost = [
                 statements.lose(act.connection, each, identity.who(), why)
@@ -378,6 +400,12 @@ class SeeingOff:
             return JobState.LOST
         self._lookout.restart()
         return None
+
+    def _is_being_ended(self, row: RowMapping) -> bool:
+        """Whether its worker may still be about to end its process: the code has time to heed the kill."""
+        if self._silent_s is None:
+            self._silent_s = monotonic_s()
+        return monotonic_s() - self._silent_s < rate_of(row) + _CHILD_ENDS_S
 
 
 def see_off(database: Database, job_id: int) -> JobState:

@@ -20,6 +20,8 @@ from jobrunner.errors import ClaimLost, DatabaseError, JobEndedBadly, JobrunnerE
 from jobrunner.states import JobState
 
 if TYPE_CHECKING:
+    from sqlalchemy import RowMapping
+
     from jobrunner.models import BaseJob, MonitorJob
 
 _LAST_LOOK_S = 2.0  # for a process that was told to stop: the database may not answer
@@ -44,7 +46,7 @@ def start_monitor_job(make: "Callable[..., MonitorJob]", options: JobOptions) ->
 def queue(job: "BaseJob", *, as_json: bool) -> int:
     """Store a job for a worker to take, print its id, and say so where nobody will take it soon."""
     try:
-        with _stops_as_interrupts():
+        with _stops_as_interrupts(job):
             job.store()
     except KeyboardInterrupt as error:
         word(
@@ -107,49 +109,50 @@ class _Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def run_own_code(run: Callable[[], None], live: Live) -> int:
+def run_own_code(job: "BaseJob", live: Live) -> int:
     """Run a user's own job in this process, say how it ended, and return the exit code."""
     try:
-        with _stops_as_interrupts():
-            run()
+        with _stops_as_interrupts(job):
+            job.run()
     except JobrunnerError as error:
         row = live.finish()
         if row is None or not JobState(row["state"]).is_terminal:
             return tell(error)
-        return code_of(error) if isinstance(error, JobEndedBadly) else _code_of(row["state"])
+        return code_of(error) if isinstance(error, JobEndedBadly) else _code_of(row, ExitCode.FAILED)
     except KeyboardInterrupt as error:
         live.finish(_LAST_LOOK_S)
         return _code_of_interrupt(error)
     except SystemExit:
-        live.finish()
-        return ExitCode.FAILED
+        return _code_of(live.finish(), ExitCode.FAILED)
     except BaseException as error:  # the job's own code's: its author has to see where it came from
         if live.job_id is None:
             raise
         show_own_traceback(error)
-        live.finish()
-        return ExitCode.FAILED
-    row = live.finish()
-    return ExitCode.SUCCESS if row is None else _code_of(row["state"])
+        return _code_of(live.finish(), ExitCode.FAILED)
+    return _code_of(live.finish(), ExitCode.SUCCESS)
 
 
 def _code_of_interrupt(error: KeyboardInterrupt) -> int:
     return 128 + error.number if isinstance(error, _Stopped) else ExitCode.INTERRUPTED
 
 
-def _code_of(state: JobState) -> int:
-    return CODE_OF_STATE.get(JobState(state), ExitCode.FAILED)
+def _code_of(row: "RowMapping | None", unknown: int) -> int:
+    """Return the exit code that a job's row means, whatever its code raised; `unknown`: without a row."""
+    return unknown if row is None else CODE_OF_STATE.get(JobState(row["state"]), ExitCode.FAILED)
 
 
 @contextmanager
-def _stops_as_interrupts() -> Iterator[None]:
+def _stops_as_interrupts(job: "BaseJob") -> Iterator[None]:
     last_s = -math.inf
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         nonlocal last_s
         before_s, last_s = last_s, time.monotonic()
         if last_s - before_s > _SAME_SIGNAL_S:
-            raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
+            error = KeyboardInterrupt() if number == signal.SIGINT else _Stopped(number)
+            if job._own is not None:
+                job._own.interrupt = error
+            raise error
 
     stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in stopping}

@@ -78,7 +78,7 @@ def own(
         job.executor = make(on_started=live.started, see_off=see_off)
         if is_watched:
             return watch_to_the_end(job.run, live)
-        return run_own_code(job.run, live)
+        return run_own_code(job, live)
 
 
 def _guardian(ctx: click.Context) -> int:

@@ -204,9 +204,10 @@ def _interrupting(job: BaseJob) -> Callable[[int, FrameType | None], None]:
     """Return the handler of SIGTERM: it interrupts the code, and lets its run know that it did."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        error = Terminated("ended by SIGTERM")
         if job._own is not None:
-            job._own.interrupted = True
-        raise Terminated("ended by SIGTERM")
+            job._own.interrupt = error
+        raise error
 
     return interrupt
 

@@ -24,15 +24,17 @@ from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.executors.base import counted
 from jobrunner.executors.child import ENDED, NOT_BEGUN, NOT_OURS, Order
-from jobrunner.executors.family import CHILD_VARIABLE, Family
+from jobrunner.executors.family import Family
 from jobrunner.executors.resting import Resting
 from jobrunner.heartbeat import lost_because
+from jobrunner.identity import CHILD_VARIABLE
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
 from jobrunner.models.endings import EarlyEnd, early_end
+from jobrunner.owned import DEADLINE, KILL
 from jobrunner.resources import NONE, words_of
 from jobrunner.settings import configured
-from jobrunner.statements import Claim, Sighting, new_runner_id
+from jobrunner.statements import Cancel, Claim, Sighting, new_runner_id
 from jobrunner.states import JobState
 
 log = get_logger(__name__)
@@ -41,6 +43,7 @@ OBEY_S = 10.0
 """Seconds for which a child may go on after a kill or its deadline, beyond its next beat."""
 TERMINATE_S = 10.0
 """Seconds between SIGTERM and SIGKILL."""
+_RECORD_S, _RECORD_AGAIN_S = 10.0, 0.2
 LINGER_S = 60.0
 """Seconds for which a child may go on after it has written its job's outcome: threads, `atexit` hooks."""
 LINGER_IN_DRAIN_S = 10.0
@@ -290,11 +293,26 @@ class Children:
         return True
 
     async def _end(self, child: Child) -> None:
+        if child.why is not None and child.claim is not None:
+            await self._record(child.claim, KILL if child.why.state is JobState.KILLED else DEADLINE)
         await asyncio.to_thread(child.family.signal, signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(TERMINATE_S):
                 await asyncio.shield(child.ended)
         await asyncio.to_thread(child.family.kill)
+
+    async def _record(self, claim: Claim, cause: str) -> None:
+        """Record why a child is being ended: what its code makes of SIGTERM is no outcome then."""
+        cancel = Cancel(claim.job_id, claim.claims, None, None, cause)
+        try:
+            async with asyncio.timeout(_RECORD_S):
+                while not await self._persist(statements.begin_cancel_many, claim.runner_id, [cancel]):
+                    row = await self._persist(statements.get_or_none, claim.job_id)
+                    if lost_because(claim, row) is not None:
+                        return
+                    await asyncio.sleep(_RECORD_AGAIN_S)  # somebody holds the row locked
+        except TimeoutError:
+            log.warning("a child is being ended, and its row does not say so", job=claim.job_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -9,10 +9,14 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from jobrunner.clock import monotonic_s
-from jobrunner.identity import ProcessIdentity, ProcessStat, described, process_table, variable_of
-
-CHILD_VARIABLE = "JOBRUNNER_CHILD"
-"""In the environment of a child and of what it starts: the runner_id under which it runs its job."""
+from jobrunner.identity import (
+    CHILD_VARIABLE,
+    ProcessIdentity,
+    ProcessStat,
+    described,
+    process_table,
+    variable_of,
+)
 
 _RECORD_VARIABLE = "JOBRUNNER_RECORD"
 _TERMINATE_S = 3.0  # what a job has started may take to end by itself, once the job is killed

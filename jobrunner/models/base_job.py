@@ -314,6 +314,7 @@ class BaseJob(Base):
             return
         if own.verdict is not None:  # the code swallowed the error that said so
             raise own.verdict
+        own.go_on()
         if not own.wait_for_turn(only_if_necessary=only_if_necessary):
             return
         beaten = own.beat()

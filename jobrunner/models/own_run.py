@@ -76,8 +76,8 @@ class OwnRun:
         self.is_cleaning_up = False
         """Whether it is being ended before its code is: others beat meanwhile, and `heartbeat` only waits."""
         self._has_cleaned_up = False
-        self.interrupted = False
-        """Whether the process was told to stop: a kill or a timeout may be the reason."""
+        self.interrupt: KeyboardInterrupt | None = None
+        """What was raised in the code as the process was told to stop, unless the code has gone on since."""
         self._pid = os.getpid()
         self.see_off: Callable[[], str] | None = None
         """Ends what the code has started, where the process is the job's alone; returns what is left."""
@@ -137,6 +137,10 @@ class OwnRun:
             self._hints.ask_again()
             return False
 
+    def go_on(self) -> None:
+        """Take note that the code calls `heartbeat`: it swallowed an interrupt, and works on."""
+        self.interrupt = None
+
     def beat(self) -> Beaten | None:
         """Send one beat; None: the database did not take it, or holds the row locked.
 
@@ -169,44 +173,54 @@ class OwnRun:
         job_id = self.claim.job_id
         return lost_because(self.claim, self._beater.look([job_id]).get(job_id))
 
-    def end(self, state: JobState, message: str) -> None:
+    def end(self, state: JobState, message: str, *, unless_cancelled: bool = False) -> bool:
         """Write the outcome, trying again while the database is away, and beating meanwhile.
 
-        One interrupt does not keep it from being written, a second one does. Raises `ClaimLost`.
+        `unless_cancelled`: not where the job's worker ends its process for a kill or a timeout; then False is
+        returned. One interrupt does not keep it from being written, a second one does. Raises `ClaimLost`.
         """
         if self.is_copy:
             end_copy()
         self.ended = True
         with beating_on(self.database, self.claim, self._pacer, self.health):
-            row = self._written_once(state, message)
+            row = self._written_once(state, message, unless_cancelled=unless_cancelled)
         ours = (state, self.claim.runner_id, self.claim.claims)
         if row is True or (row and (row["state"], row["runner_id"], row["claims"]) == ours):
-            return  # perhaps by an earlier try, of which only the answer was lost
+            return True  # perhaps by an earlier try, of which only the answer was lost
+        if unless_cancelled and lost_because(self.claim, row) is None:
+            self.ended = False
+            return False
         raise self._over(
             ClaimLost(f"{lost_because(self.claim, row)} Its outcome here, {state}, was not written.")
         )
 
-    def _written_once(self, state: JobState, message: str) -> RowMapping | Literal[True] | None:
+    def _written_once(
+        self, state: JobState, message: str, *, unless_cancelled: bool
+    ) -> RowMapping | Literal[True] | None:
         """Write the outcome, once more after an interrupt; return as `_written`."""
         said = {"job": self.claim.job_id, "state": state}
         try:
-            return self._written(state, message)
+            return self._written(state, message, unless_cancelled=unless_cancelled)
         except KeyboardInterrupt:
             log.warning("interrupted before the outcome was written: it is tried once more", **said)
         try:
-            return self._written(state, message)
+            return self._written(state, message, unless_cancelled=unless_cancelled)
         except KeyboardInterrupt:
             log.error("interrupted again: the outcome is not written", **said)
             raise
 
-    def _written(self, state: JobState, message: str) -> RowMapping | Literal[True] | None:
+    def _written(
+        self, state: JobState, message: str, *, unless_cancelled: bool
+    ) -> RowMapping | Literal[True] | None:
         """Write the outcome; return True, or the row that did not take it, None where there is none."""
         give_up_s = monotonic_s() + OUTCOME_PATIENCE_S
         retry = Retry(most_s=min(_PROMPT_MOST_S, _PROMPT * self._pacer.heartrate))
         while True:
             try:
                 with self.database.write() as connection:
-                    if statements.end(connection, self.claim, state, message):
+                    if statements.end(
+                        connection, self.claim, state, message, unless_cancelled=unless_cancelled
+                    ):
                         return True
                     return statements.look(connection, [self.claim.job_id]).get(self.claim.job_id)
             except DatabaseError as error:
@@ -391,12 +405,16 @@ def _end_after(job: "BaseJob", own: OwnRun, error: BaseException | None) -> None
     """
     if own.is_copy:
         end_copy(error)
-    own.interrupted = own.interrupted or isinstance(error, KeyboardInterrupt)
+    if isinstance(error, KeyboardInterrupt):
+        own.interrupt = error
     # The kill or the timeout for which it was interrupted is the reason, whatever the code made of it.
-    early = own.due_end() if own.interrupted and not own.ended else None
+    early = own.due_end() if own.interrupt is not None and not own.ended else None
     if early is not None:
         with suppress(JobEndedBadly, ClaimLost):
             own.end_early(job, early.state, early.message)
+    swallowed = own.interrupt if error is None or isinstance(error, SystemExit) else None
+    if swallowed is not None and not own.ended:  # the work was cut short, and its code says nothing of that
+        error = swallowed
     outcome = _outcome_of(error)
     if _is_success(error):
         _finish(job, own, outcome.state, outcome.message)
@@ -405,6 +423,8 @@ def _end_after(job: "BaseJob", own: OwnRun, error: BaseException | None) -> None
         is_killed = outcome.state is JobState.KILLED and not own.ended
         message = own.seen_off(outcome.message) if is_killed else outcome.message
         _finish_after(job, own, outcome.state, message)
+        if swallowed is not None and error is swallowed:
+            raise swallowed
 
 
 def _is_success(error: BaseException | None) -> bool:
@@ -427,12 +447,21 @@ def _outcome_of(error: BaseException | None) -> EarlyEnd:
 
 def _finish(job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:
     if not own.ended:
-        own.end(state, message)
-        set_committed_value(job, "state", state)
+        if own.end(state, message, unless_cancelled=True):
+            set_committed_value(job, "state", state)
+        else:
+            _end_cancelled(job, own)
     with suppress(DatabaseError, JobNotFound):  # the outcome stands, whether it can be read now or not
         job.reload()
     if own.verdict is not None:  # the code swallowed the error that said so
         raise own.verdict
+
+
+def _end_cancelled(job: "BaseJob", own: OwnRun) -> None:
+    """End a job whose code has ended while its worker was ending it: its own word is no outcome any more."""
+    early = own.due_end() or TIMED_OUT  # the row says which of the two, as long as it can be read
+    with suppress(JobEndedBadly):
+        own.end_early(job, early.state, early.message)
 
 
 def _finish_after(job: "BaseJob", own: OwnRun, state: JobState, message: str) -> None:

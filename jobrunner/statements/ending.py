@@ -103,14 +103,17 @@ def end(
     external_id: str | None = None,
     external_state: str | None = None,
     detail: Mapping[str, Any] | None = None,
+    unless_cancelled: bool = False,
 ) -> bool:
     """Write a terminal state; False when the claim no longer stands, and then nothing is written.
 
     With `external_id`, only while the row still speaks of that external job. `external_state` and
-    `detail`: what was seen of it last; None keeps what the row holds.
+    `detail`: what was seen of it last; None keeps what the row holds. `unless_cancelled`: only where no
+    cancellation of it was recorded.
     """
     job, _ = tables()
     guard = [] if external_id is None else [job.c.external_id == external_id]
+    guard += [job.c.cancel_cause.is_(None)] if unless_cancelled else []
     seen = {"external_state": external_state, "detail": detail}
     values = {"end_date": db_now(), "message": message} | {
         key: value for key, value in seen.items() if value is not None

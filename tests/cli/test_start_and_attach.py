@@ -207,6 +207,22 @@ def test_a_stopped_job_of_ones_own_ends_as_killed(
     assert own_jobs("show", job_id, "--json").json["state"] == "killed"
 
 
+@pytest.mark.parametrize("job_class", ["Swallows", "SwallowsAndExits"])
+@pytest.mark.parametrize(("how", "code"), [("kill", 3), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_job_of_ones_own_that_swallows_its_end_is_killed_all_the_same(
+    own_jobs: CommandLine, job_class: str, how: str, code: int
+) -> None:
+    process, job_id = own_jobs.begin_job(f"my_jobs:{job_class}")
+    own_jobs.until(job_id, "state", "running")
+    if how == "kill":
+        assert own_jobs("kill", job_id, "--wait").code == 0
+    else:
+        process.send_signal(signal.Signals[how])
+    _, words = process.communicate(timeout=60)
+    assert own_jobs("show", job_id, "--json").json["state"] == "killed"
+    assert (process.returncode, "Traceback" in words) == (code, False), words
+
+
 def test_a_killed_job_of_ones_own_exits_with_3(own_jobs: CommandLine) -> None:
     process, job_id = own_jobs.begin_job("my_jobs:Endless")
     assert own_jobs("kill", job_id, "--wait").code == 0

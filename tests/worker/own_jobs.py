@@ -1,5 +1,6 @@
 """Jobs with code of their own, as a child process meets them."""
 
+import asyncio
 import atexit
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,65 @@ class Deny(_Own):
             time.sleep(600)
         except KeyboardInterrupt:
             sys.exit(0)
+
+
+class Stops(_Own):
+    """As `Compute`, and stops in good order where it gets SIGTERM: it has its own handler."""
+
+    def _execute(self) -> None:
+        told = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: told.set())
+        self.note("ran")
+        while not told.wait(0.05):
+            pass
+
+    def on_kill(self) -> None:
+        self.note("cleaned up")
+
+
+class StopsLoop(_Own):
+    """As `Stops`, by way of an event loop."""
+
+    def _execute(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        self.note("ran")
+        await told.wait()
+
+
+class Complains(_Own):
+    """As `Stops`, and its handler raises an error of its own."""
+
+    def _execute(self) -> None:
+        def complain(*_: object) -> None:
+            raise RuntimeError("told to stop")
+
+        signal.signal(signal.SIGTERM, complain)
+        self.note("ran")
+        time.sleep(600)
+
+
+class Swallows(_Own):
+    """As `Compute`, and returns as if all were done, whatever is raised in it."""
+
+    def _execute(self) -> None:
+        self.note("ran")
+        with suppress(BaseException):
+            time.sleep(600)
+
+
+class GoesOn(_Own):
+    """Swallows what is raised in it, and works on to its end."""
+
+    def _execute(self) -> None:
+        self.note("ran")
+        with suppress(BaseException):
+            time.sleep(600)
+        self.heartbeat(only_if_necessary=True)
+        self.note("worked on")
 
 
 class WithDaemon(Patient):

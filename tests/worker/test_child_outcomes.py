@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobrunner import sweeper
 from jobrunner.database import Database
 from jobrunner.errors import UsageError
 from jobrunner.executors import child, children
@@ -41,7 +42,17 @@ async def until_ended(database: Database, job_id: int) -> tuple[JobState, str]:
     return row["state"], row["message"]
 
 
-@pytest.mark.parametrize("job_class", [own_jobs.Compute, own_jobs.Deny])
+MAKES_ANYTHING_OF_SIGTERM = [
+    own_jobs.Compute,
+    own_jobs.Deny,
+    own_jobs.Stops,
+    own_jobs.StopsLoop,
+    own_jobs.Complains,
+    own_jobs.Swallows,
+]
+
+
+@pytest.mark.parametrize("job_class", MAKES_ANYTHING_OF_SIGTERM)
 @in_loop
 async def test_a_child_that_is_ended_after_its_timeout_is_failed_whatever_it_makes_of_that(
     sqlite_database: Database, notes: Path, job_class: type[BaseJob]
@@ -51,7 +62,7 @@ async def test_a_child_that_is_ended_after_its_timeout_is_failed_whatever_it_mak
         assert await until_ended(sqlite_database, job_id) == (JobState.FAILED, "the timeout has passed")
 
 
-@pytest.mark.parametrize("job_class", [own_jobs.Compute, own_jobs.Deny])
+@pytest.mark.parametrize("job_class", MAKES_ANYTHING_OF_SIGTERM)
 @in_loop
 async def test_a_child_that_is_ended_for_a_kill_is_killed_whatever_it_makes_of_that(
     sqlite_database: Database, notes: Path, job_class: type[BaseJob]
@@ -61,6 +72,48 @@ async def test_a_child_that_is_ended_for_a_kill_is_killed_whatever_it_makes_of_t
         await soon(lambda: said(notes) == ["ran"])
         BaseJob.get(job_id).request_kill(by="ana", reason="enough")
         assert await until_ended(sqlite_database, job_id) == (JobState.KILLED, "killed by ana: enough")
+
+
+@in_loop
+async def test_a_child_that_stops_by_itself_as_it_is_killed_has_cleaned_up(
+    database: Database, notes: Path
+) -> None:
+    job_id = store(own_jobs.Stops, notes)
+    async with a_worker(database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="ana")
+        assert await until_ended(database, job_id) == (JobState.KILLED, "killed by ana")
+    assert said(notes) == ["ran", "cleaned up"]
+    assert row_of(database, job_id)["cancel_cause"] == "kill"
+
+
+@in_loop
+async def test_who_asks_for_a_kill_does_not_call_a_child_lost_that_its_worker_is_about_to_end(
+    sqlite_database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "OBEY_S", 3.0)
+    job_id = store(own_jobs.Compute, notes)  # it is silent
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="ana")
+        assert await asyncio.to_thread(see_off, sqlite_database, job_id) is JobState.KILLED
+
+
+@in_loop
+async def test_a_child_that_nobody_ends_is_lost_and_its_process_is_named(
+    sqlite_database: Database, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "OBEY_S", 600.0)
+    monkeypatch.setattr(sweeper, "_CHILD_ENDS_S", 0.5)
+    job_id = store(own_jobs.Compute, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        BaseJob.get(job_id).request_kill(by="ana")
+        assert await asyncio.to_thread(see_off, sqlite_database, job_id) is JobState.LOST
+        (pid,) = pids(notes)
+        message = row_of(sqlite_database, job_id)["message"]
+        assert (f"its process {pid} on" in message, "nobody has ended it" in message) == (True, True)
+        os.kill(pid, signal.SIGKILL)
 
 
 @in_loop
@@ -101,14 +154,29 @@ async def test_a_kill_reaches_a_child_whose_job_was_given_up_as_lost(
         await soon(lambda: all_dead(notes))
 
 
+@pytest.mark.parametrize("job_class", [own_jobs.Compute, own_jobs.Deny, own_jobs.Swallows])
 @in_loop
-async def test_a_child_that_others_terminate_is_failed(sqlite_database: Database, notes: Path) -> None:
-    job_id = store(own_jobs.Compute, notes)
+async def test_a_child_that_others_terminate_is_failed(
+    sqlite_database: Database, notes: Path, job_class: type[BaseJob]
+) -> None:
+    job_id = store(job_class, notes)
     async with a_worker(sqlite_database):
         await soon(lambda: said(notes) == ["ran"])
         os.kill(pids(notes)[0], signal.SIGTERM)
         end = await until_ended(sqlite_database, job_id)
     assert end == (JobState.FAILED, "its process was ended by SIGTERM")
+
+
+@in_loop
+async def test_a_child_that_works_on_after_sigterm_ends_as_its_code_says(
+    sqlite_database: Database, notes: Path
+) -> None:
+    job_id = store(own_jobs.GoesOn, notes)
+    async with a_worker(sqlite_database):
+        await soon(lambda: said(notes) == ["ran"])
+        os.kill(pids(notes)[0], signal.SIGTERM)
+        assert await until_ended(sqlite_database, job_id) == (JobState.SUCCESS, "done")
+    assert said(notes) == ["ran", "worked on"]
 
 
 @pytest.mark.parametrize(

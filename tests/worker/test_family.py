@@ -13,7 +13,8 @@ import pytest
 from jobrunner import procfs
 from jobrunner.executors import children, family
 from jobrunner.executors.child import Order
-from jobrunner.executors.family import CHILD_VARIABLE, Family
+from jobrunner.executors.family import Family
+from jobrunner.identity import CHILD_VARIABLE
 from tests.backends.test_process_kill_reach import HEADLESS, headless
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
