@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.backends.base import Observation
 from jobrunner.backends.calls import contained
-from jobrunner.backends.checks import observed, shown
+from jobrunner.backends.checks import code_not_run, observed, shown
 from jobrunner.errors import CodeError, words_of
 from jobrunner.log_limits import Seldom
 from jobrunner.logs import get_logger
@@ -44,7 +44,8 @@ def judged(job: "MonitorJob", observation: Observation, seldom: Seldom) -> Obser
         with contained("judge", CodeError):
             answer: Any = job.judge(observation)
         if not isinstance(answer, Observation):
-            return unjudged(job, observation, seldom, f"it returned {shown(answer)}, not an Observation")
+            what = code_not_run(answer) or shown(answer)
+            return unjudged(job, observation, seldom, f"it returned {what}, not an Observation")
         with contained("judge's answer", CodeError):
             checked = observed(answer, lambda _flaw: None)
         if isinstance(checked, Observation):
@@ -74,7 +75,8 @@ def interval_of(job: "MonitorJob", watched_s: float, seldom: Seldom) -> float | 
             return None
         if isinstance(interval_s, int | float) and 0 < interval_s < math.inf:
             return float(interval_s)
-        why = f"it returned {shown(interval_s)}, not a number of seconds above 0"
+        what = code_not_run(interval_s) or shown(interval_s)
+        why = f"it returned {what}, not a number of seconds above 0"
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # whatever the job's own code raises
         why = words_of(error)
     seldom.error(log, "look_interval_s failed", about=job.id, job=job.id, error=why)

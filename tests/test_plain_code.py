@@ -12,19 +12,19 @@ from jobrunner.database import Database
 from jobrunner.errors import JobKilled, UsageError
 from jobrunner.models import BaseJob
 from jobrunner.states import JobState
-from jobrunner.testing import MemoryBackend, MemoryMonitorJob, use_backend
+from jobrunner.testing import MemoryBackend, MemoryMonitorJob, Plan, use_backend
 from tests.helpers import plain_sql
 
 
 def _as_coroutine(done: list[str]) -> Callable[[Any], Any]:
-    async def code(_self: BaseJob) -> None:
+    async def code(_self: BaseJob, **_options: Any) -> None:
         done.append("ran")
 
     return code
 
 
 def _as_generator(done: list[str]) -> Callable[[Any], Any]:
-    def code(_self: BaseJob) -> Iterator[None]:
+    def code(_self: BaseJob, **_options: Any) -> Iterator[None]:
         done.append("ran")
         yield
 
@@ -32,7 +32,7 @@ def _as_generator(done: list[str]) -> Callable[[Any], Any]:
 
 
 def _as_async_generator(done: list[str]) -> Callable[[Any], Any]:
-    async def code(_self: BaseJob) -> AsyncIterator[None]:
+    async def code(_self: BaseJob, **_options: Any) -> AsyncIterator[None]:
         done.append("ran")
         yield
 
@@ -86,7 +86,52 @@ def test_a_job_of_which_a_method_would_never_run_is_not_stored(
     assert plain_sql(sqlite_url, "SELECT id FROM job") == []
 
 
-@pytest.mark.parametrize("make", [_hidden(make) for make in OPEN.values()], ids=OPEN)
+@pytest.mark.parametrize("make", OPEN.values(), ids=OPEN)
+@pytest.mark.parametrize("name", ["judge", "look_interval_s"])
+def test_a_watched_job_whose_class_would_never_judge_is_not_stored(
+    sqlite_database: Database, sqlite_url: str, make: Callable[[list[str]], Any], name: str
+) -> None:
+    job = _class(MemoryMonitorJob, **{name: make([])})()
+    with (
+        use_backend(MemoryBackend()),
+        pytest.raises(UsageError, match=rf"^Lazy\d+\.{name} .*would never run"),
+    ):
+        job.run()
+    assert plain_sql(sqlite_url, "SELECT id FROM job") == []
+
+
+class _ToBeAwaited:
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+HIDDEN = [*(_hidden(make) for make in OPEN.values()), lambda _done: lambda _self, **_options: _ToBeAwaited()]
+
+
+@pytest.mark.parametrize("make", HIDDEN)
+def test_a_callback_that_turns_out_not_to_have_run_fails_own_code_with_a_word(
+    sqlite_database: Database, make: Callable[[list[str]], Any]
+) -> None:
+    done: list[str] = []
+    job = _class(BaseJob, _execute=lambda job: job.heartbeat(), heartbeat_callback=make(done))(heartrate=0.2)
+    with pytest.raises(UsageError, match=r"heartbeat_callback returned .*would never run"):
+        job.run()
+    assert (job.state, done) == (JobState.FAILED, [])
+
+
+def test_a_callback_of_a_watched_job_that_turns_out_not_to_have_run_is_logged(
+    sqlite_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = _hidden(_as_coroutine)([])
+    job = _class(MemoryMonitorJob, heartbeat_callback=callback)(heartrate=0.2)
+    outside = MemoryBackend(plan=Plan(run_for_s=1.0))
+    with use_backend(outside):
+        job.run()
+    assert job.state is JobState.SUCCESS
+    assert f"{type(job).__name__}.heartbeat_callback returned a coroutine" in caplog.text
+
+
+@pytest.mark.parametrize("make", HIDDEN)
 def test_code_that_turns_out_not_to_have_run_is_no_success(
     sqlite_database: Database, make: Callable[[list[str]], Any]
 ) -> None:

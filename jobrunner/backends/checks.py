@@ -5,6 +5,7 @@ otherwise no answer: it must not reach the poller, a runner or the database as i
 """
 
 import datetime as dt
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -32,6 +33,16 @@ _NO_REASON = "no reason was given"
 def shown(value: object) -> str:
     """Return how a value of others is shown in a message."""
     return brief(value, _SHOWN)
+
+
+def code_not_run(returned: object) -> str | None:
+    """Return what a method returned in place of having run; None: it is no such thing."""
+    if inspect.iscoroutine(returned):
+        returned.close()  # else Python warns that it was never awaited, which is said by whoever asks
+        return "a coroutine"
+    if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        return "a generator"
+    return "what would have to be awaited" if inspect.isawaitable(returned) else None
 
 
 def fetched(answers: object, ids: Iterable[str], say: Say) -> dict[str, Answer]:

@@ -9,6 +9,7 @@ from jobrunner.backends.base import Backend, Observation
 from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_duration, is_interval
 from jobrunner.errors import SpecError, UsageError
 from jobrunner.models.base_job import BaseJob, check_spec
+from jobrunner.models.plain_code import check_plain
 from jobrunner.redaction import find_secret
 from jobrunner.settings import ConnectionSettings, get_settings
 from jobrunner.text import brief
@@ -112,6 +113,7 @@ class MonitorJob(BaseJob, abstract=True, adoptable=True):
     def _check_before_storing(self) -> None:
         """Refuse a connection by which this job could never be served, too. Raises `UsageError`."""
         super()._check_before_storing()
+        check_plain(type(self), ("judge", "look_interval_s"))
         if not self.backend_kind:
             return
         _, connection = get_settings().connection(self.connection, self.backend_kind)

@@ -312,7 +312,7 @@ def call_on_kill(job: "BaseJob") -> None:
     """Call `on_kill`; whatever it raises is logged: a clean-up that fails or exits does not stop the kill."""
     try:
         with ending_copies():
-            call_plain(job, job.on_kill)
+            call_plain(job, "on_kill")
     except BaseException as error:  # sys.exit() and Ctrl-C, too: the job ends here in any case
         log.error("on_kill failed", job=job.id, error=error, exc_info=True)
 
@@ -341,7 +341,7 @@ def call_back(job: "BaseJob", sessions: HookSessions, seldom: Seldom) -> None:
     try:
         with sessions.session(job) as session:
             with ending_copies():  # the session is the job's
-                job.heartbeat_callback(session=session)
+                call_plain(job, "heartbeat_callback", session=session)
             session.commit()
     except (SQLAlchemyError, DatabaseError) as error:
         seldom.warning(log, "heartbeat_callback failed", about=job.id, job=job.id, error=error)
@@ -385,7 +385,7 @@ def run_claimed(
             on_started(job.id)
         own.obey(job, kill_requested=job.kill_requested_at is not None)  # it may have waited for long
         check_plain(type(job))
-        call_plain(job, job._execute)
+        call_plain(job, "_execute")
     except BaseException as error:
         _end_after(job, own, error)
         if not _is_success(error):

@@ -5,17 +5,19 @@ work, that would be a success whose code never ran.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
+from jobrunner.backends.checks import code_not_run
 from jobrunner.errors import UsageError
 
-_PLAIN = ("_execute", "on_kill", "heartbeat_callback")
+PLAIN = ("_execute", "on_kill", "heartbeat_callback")
+"""Of every job."""
 
 
-def check_plain(job_class: type) -> None:
+def check_plain(job_class: type, names: Iterable[str] = PLAIN) -> None:
     """Refuse a class of which a method would never run. Raises `UsageError`."""
-    for name in _PLAIN:
+    for name in names:
         method = getattr(job_class, name, None)
         if inspect.iscoroutinefunction(method):
             raise UsageError(_sentence(job_class, name, "is an `async def`"))
@@ -23,21 +25,14 @@ def check_plain(job_class: type) -> None:
             raise UsageError(_sentence(job_class, name, "has a `yield` in it"))
 
 
-def call_plain(job: object, method: Callable[[], Any]) -> None:
+def call_plain(job: object, name: str, **options: Any) -> None:
     """Call a job's method. Raises `UsageError` where what it returned is its code, not run yet.
 
     A decorator may hide from `check_plain` what the method is.
     """
-    returned = method()
-    if inspect.iscoroutine(returned):
-        returned.close()  # else Python warns that it was never awaited, which this says already
-        raise UsageError(_sentence(type(job), _name_of(method), "returned a coroutine"))
-    if inspect.isgenerator(returned) or inspect.isasyncgen(returned):
-        raise UsageError(_sentence(type(job), _name_of(method), "returned a generator"))
-
-
-def _name_of(method: Callable[[], Any]) -> str:
-    return str(getattr(method, "__name__", "its code"))
+    what = code_not_run(getattr(job, name)(**options))
+    if what is not None:
+        raise UsageError(_sentence(type(job), name, f"returned {what}"))
 
 
 def _sentence(job_class: type, name: str, what: str) -> str:
