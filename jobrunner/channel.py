@@ -61,7 +61,7 @@ class Channel:
         self._poll()
         self._is_deaf = False
         self._deafness = Trouble()
-        self.turns = Turns(self.backend.submissions_at_once)
+        self.turns = Turns(lambda: self.backend.submissions_at_once)
         """Of its jobs that are to be submitted, or looked for."""
         self.seldom = Seldom()
         """What is said of this connection again and again."""

@@ -202,7 +202,8 @@ class Poller:
     def _wait_s(self) -> float:
         first = self._queue.first()
         # In trouble one call alone tries whether it is over.
-        if first is None or len(self._calls) >= (1 if self._health.failures else self._concurrency):
+        is_narrow = self._health.failures or self._backend.blocks
+        if first is None or len(self._calls) >= (1 if is_narrow else self._concurrency):
             return math.inf
         return max(first.due_s, self._health.hold_until_s) - self._clock()
 

@@ -1,6 +1,7 @@
 """How many jobs of one connection are submitted, or looked for, at once: the others wait for their turn."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 
@@ -9,33 +10,43 @@ class Turns:
 
     Else thousands of jobs that are submitted or looked for at once, as after the death of their worker, would
     each wait longer among the others than a call may take, and be tried again and again, for ever.
+
+    `at_once`: returns how many there are at present, at least 1.
     """
 
-    def __init__(self, at_once: int) -> None:
-        self._free = asyncio.Semaphore(at_once)
+    def __init__(self, at_once: Callable[[], int]) -> None:
+        self._at_once = at_once
+        self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def take(self, goes_on_waiting: Callable[[], bool], look_s: float) -> bool:
         """Wait for a turn; False: `goes_on_waiting`, asked each `look_s` seconds, has said no.
 
         A turn that was taken is to be given back.
         """
-        if not self._free.locked():
-            await self._free.acquire()
+        if not self._waiting and self._taken < self._at_once():
+            self._taken += 1
             return True
-        waiting = asyncio.ensure_future(self._free.acquire())
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
         try:
-            while not waiting.done():
-                await asyncio.wait([waiting], timeout=look_s)
-                if not waiting.done() and not goes_on_waiting():
+            while not mine.done():
+                await asyncio.wait([mine], timeout=look_s)
+                if not mine.done() and not goes_on_waiting():
                     return False
-            return waiting.result()
+            return True
         except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled():
+            if mine.done():
                 self.give_back()
             raise
         finally:
-            waiting.cancel()
+            mine.cancel()
+            if mine in self._waiting:
+                self._waiting.remove(mine)
 
     def give_back(self) -> None:
-        """Let the next one have its turn."""
-        self._free.release()
+        """Let the next ones have their turn."""
+        self._taken -= 1
+        while self._waiting and self._taken < self._at_once():
+            self._taken += 1
+            self._waiting.popleft().set_result(None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobrunner.backends import checks
 from jobrunner.backends.base import Absent, Backend, Found, LogLine, Patience, Unsure, patience_of
+from jobrunner.backends.blocking import Blocking, NotNow
 from jobrunner.backends.calls import Abandoned, call_within, contained, name_of
 from jobrunner.backends.checks import Answer
 from jobrunner.errors import BackendDefect, JobrunnerError, SettingsError, words_of
@@ -26,6 +27,7 @@ IsHeld = Callable[[Sequence[str]], Awaitable[set[str]]]
 
 _LEFT_A_KEY = 3  # calls for the very same ids that never ended: then no more are made for these
 _LEFT_MOST = 1_000  # of all its calls
+_OURS = f"{__name__.partition('.')[0]}."
 _NEEDED = ("submit", "find", "fetch", "cancel")
 
 
@@ -41,6 +43,8 @@ class GuardedBackend:
         self._name = name
         self._faults = Once()
         self._left: Counter[tuple[str, ...]] = Counter()
+        is_ours = str(type(backend).__module__).startswith(_OURS)
+        self._blocking = None if is_ours else Blocking(self._say)
 
     @property
     def bulk_limit(self) -> int:
@@ -50,7 +54,12 @@ class GuardedBackend:
     @property
     def submissions_at_once(self) -> int:
         """The most jobs that are submitted, or looked for, at once."""
-        return checks.submissions_at_once_of(self.raw, self._say)
+        return 1 if self.blocks else checks.submissions_at_once_of(self.raw, self._say)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether calls of it have blocked the event loop lately: then they are made one at a time."""
+        return self._blocking is not None and self._blocking.is_seen
 
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         """Start a job and return its external id, which may be one that cannot be stored."""
@@ -157,12 +166,26 @@ class GuardedBackend:
         if self._left[key] >= _LEFT_A_KEY or self._left.total() >= _LEFT_MOST:
             raise BackendDefect(f"earlier calls of {name} have never ended: no more are made until one does")
         try:
-            return await call_within(self.patience.call_s, self._method(name), *args, **kwargs)
+            return await self._within(name, *args, **kwargs)
         except Abandoned as error:
             self._say(f"a call of {name} never ends")
             self._left[key] += 1
             error.task.add_done_callback(lambda _task: self._has_ended(key))
             raise
+
+    async def _within(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Make a call within its time; alone, where the backend's code blocks the event loop."""
+        call_s, method, blocking = self.patience.call_s, self._method(name), self._blocking
+        if blocking is None:
+            return await call_within(call_s, method, *args, **kwargs)
+        if not blocking.is_seen:
+            try:
+                watched = blocking.watched(name, method, is_alone=False)
+                return await call_within(call_s, watched, *args, **kwargs)
+            except NotNow:
+                pass
+        async with blocking.alone(name):
+            return await call_within(call_s, blocking.watched(name, method, is_alone=True), *args, **kwargs)
 
     def _has_ended(self, key: tuple[str, ...]) -> None:
         self._left[key] -= 1
