@@ -664,11 +664,11 @@ def test_own_code_is_beaten_for_until_its_end_is_written(
 ) -> None:
     write, seen, give_up_s = statements.end, set[dt.datetime](), time.monotonic() + 60
 
-    def refuse(connection: Connection, claim: Claim, state: JobState, message: str) -> bool:
+    def refuse(connection: Connection, claim: Claim, state: JobState, message: str, **guard: Any) -> bool:
         seen.add(row_of(database, claim.job_id)["latest_heartbeat"])
         if len(seen) < 4 and time.monotonic() < give_up_s:
             raise DatabaseUnavailable("The database takes no end now.")
-        return write(connection, claim, state, message)
+        return write(connection, claim, state, message, **guard)
 
     monkeypatch.setattr(statements, "end", refuse)
     CodeJob(heartrate=0.2).run()

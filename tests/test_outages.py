@@ -285,9 +285,10 @@ def test_a_run_whose_outcome_cannot_be_read_again_still_knows_it(
 ) -> None:
     end = OwnRun.end
 
-    def then_the_database_goes(self: OwnRun, state: JobState, message: str) -> None:
-        end(self, state, message)
+    def then_the_database_goes(self: OwnRun, state: JobState, message: str, **guard: bool) -> bool:
+        is_written = end(self, state, message, **guard)
         monkeypatch.setattr(CodeJob, "reload", unreadable)
+        return is_written
 
     def unreadable(_self: CodeJob) -> None:
         raise DatabaseUnavailable("not now")
@@ -303,11 +304,11 @@ def test_a_job_whose_outcome_is_not_taken_yet_is_beaten_for(
 ) -> None:
     end, beats = statements.end, set()
 
-    def refuse(connection: Connection, claim: Claim, *outcome: Any) -> bool:
+    def refuse(connection: Connection, claim: Claim, *outcome: Any, **guard: Any) -> bool:
         beats.add(statements.get(connection, claim.job_id)["latest_heartbeat"])
         if len(beats) < 4:
             raise DatabaseUnavailable("no room for its event")
-        return end(connection, claim, *outcome)
+        return end(connection, claim, *outcome, **guard)
 
     monkeypatch.setattr(statements, "end", refuse)
     job = CodeJob(heartrate=HEARTRATE)
@@ -320,11 +321,11 @@ def test_an_outcome_is_tried_again_as_soon_as_a_beat_would_be(
 ) -> None:
     end, tries = statements.end, []
 
-    def refuse(connection: Connection, claim: Claim, *outcome: Any) -> bool:
+    def refuse(connection: Connection, claim: Claim, *outcome: Any, **guard: Any) -> bool:
         tries.append(time.monotonic())
         if len(tries) < 20:
             raise DatabaseUnavailable("not now")
-        return end(connection, claim, *outcome)
+        return end(connection, claim, *outcome, **guard)
 
     monkeypatch.setattr(statements, "end", refuse)
     CodeJob(heartrate=0.2).run()
@@ -337,11 +338,11 @@ def test_an_interrupt_does_not_keep_an_outcome_from_being_written(
 ) -> None:
     end, tries = statements.end, []
 
-    def be_interrupted(*args: Any) -> bool:
+    def be_interrupted(*args: Any, **guard: Any) -> bool:
         tries.append(args)
         if len(tries) == 1:
             raise KeyboardInterrupt
-        return end(*args)
+        return end(*args, **guard)
 
     monkeypatch.setattr(statements, "end", be_interrupted)
     job = CodeJob()
@@ -353,7 +354,7 @@ def test_an_interrupt_does_not_keep_an_outcome_from_being_written(
 def test_a_second_interrupt_leaves_an_outcome_unwritten_and_says_so(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def be_interrupted(*_args: Any) -> bool:
+    def be_interrupted(*_args: Any, **_guard: Any) -> bool:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(statements, "end", be_interrupted)
