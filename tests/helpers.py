@@ -13,6 +13,7 @@ from sqlalchemy import Connection, event, make_url
 
 from jobrunner import statements
 from jobrunner.database import Database
+from jobrunner.identity import ProcessIdentity
 from jobrunner.models import BaseJob
 from jobrunner.statements import Attempt, Cancel, Claim, Owner, new_owner
 
@@ -49,6 +50,12 @@ def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end_s, "it never came to be"
         time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    it = ProcessIdentity.of(pid)
+    return it is not None and it.standing() == "alive"
 
 
 def an_owner(**changes: Any) -> Owner:

@@ -33,6 +33,7 @@ from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError, SubmitRejected, SubmitTooLate
 from jobrunner.identity import ProcessIdentity, host_id, process_table
 from jobrunner.states import FINAL_PHASES, Phase
+from tests.helpers import is_alive
 
 SINCE = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DEADLINE_S = 60.0
@@ -114,11 +115,6 @@ def rewrite(external_id: str, name: str = "start", **changes: Any) -> None:
 def wrapper_pid(external_id: str) -> int:
     pid: int = record(external_id)["wrapper"][0]
     return pid
-
-
-def is_alive(pid: int) -> bool:
-    it = ProcessIdentity.of(pid)
-    return it is not None and it.standing() == "alive"
 
 
 def alive(pid: int) -> ProcessIdentity:

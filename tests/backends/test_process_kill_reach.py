@@ -17,7 +17,8 @@ from jobrunner.backends.base import Observation
 from jobrunner.backends.process import looking
 from jobrunner.identity import ProcessIdentity, process_table, variable_of
 from jobrunner.states import Phase
-from tests.backends.test_process_backend import Jobs, alive, is_alive, kill_wrapper, record, until
+from tests.backends.test_process_backend import Jobs, alive, kill_wrapper, record, until
+from tests.helpers import is_alive
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and adopts orphans")
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from sqlalchemy import make_url
 
@@ -22,7 +21,7 @@ from jobrunner.executors.family import Family
 from jobrunner.models import BaseJob
 from jobrunner.statements import new_owner
 from jobrunner.states import JobState
-from tests.helpers import a_running_job, events_of, plain_sql, row_of
+from tests.helpers import a_running_job, events_of, is_alive, plain_sql, row_of
 from tests.postgres import Postgres
 from tests.proxy import Proxy
 from tests.runner.support import in_loop, soon
@@ -59,9 +58,7 @@ def pids(notes: Path) -> list[int]:
 
 
 def all_dead(notes: Path) -> bool:
-    return not any(
-        psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids(notes)
-    )
+    return not any(map(is_alive, pids(notes)))
 
 
 # --- ends -----------------------------------------------------------------------------------------

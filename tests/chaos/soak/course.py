@@ -231,9 +231,9 @@ class Soak:
         }
         owner = None if name in {_UNREADABLE, _UNKNOWN} else an_owner()  # who is never heard of
         if name == _LOST_CODE:
-            values = {"job_type": "SoakCodeJob", "adoptable": False}
+            values = {"job_type": "SoakCodeJob", "adoptable": False, "submit_token": None}
         elif name == _UNKNOWN:
-            values = {"job_type": f"Unknown{uuid.uuid4().hex}"}
+            values = {"job_type": _unknown_type(), "submit_token": None}
         elif name == _UNREADABLE:
             values["spec"] = "no mapping"
         insert_job(
@@ -249,11 +249,16 @@ class Soak:
         )
 
     def _unserved(self) -> None:
-        """Store a job that nobody can serve, wait until that was noticed, and delete it."""
-        connection = f"none_{uuid.uuid4().hex}"
-        job_id = insert_job(self._database, name="unserved", job_type="SoakJob", connection=connection)
+        """Store jobs that nobody can serve, wait until that was noticed, and delete them."""
+        none: dict[str, Any] = {"job_type": "SoakJob", "connection": f"none_{uuid.uuid4().hex}"}
+        unknown = {"job_type": _unknown_type(), "connection": self._rng.choice(CONNECTIONS)}
+        jobs = [
+            insert_job(self._database, name="unserved", submit_token=uuid.uuid4().hex, **values)
+            for values in (none, unknown)
+        ]
         time.sleep(2.0)
-        self._delete(job_id)
+        for job_id in jobs:
+            self._delete(job_id)
 
     def _deleted(self) -> None:
         """Delete jobs that are watched."""
@@ -298,3 +303,7 @@ class Soak:
             statements.now(connection)
             return True
         return False
+
+
+def _unknown_type() -> str:
+    return f"Unknown{uuid.uuid4().hex}"
