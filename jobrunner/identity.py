@@ -47,10 +47,13 @@ def unixname() -> str:
 
 
 def username(number: int) -> str:
-    """Return the name of the user with this number, or the number where it has no name here."""
+    """Return the name of the user with this number, or the number where it has no name here.
+
+    Where it came from a row, it may be anything that a client of SQLite has written.
+    """
     try:
         return pwd.getpwuid(number).pw_name
-    except (KeyError, OverflowError):  # a container may run under a number that its passwd file does not have
+    except (KeyError, OverflowError, TypeError):  # a container's passwd file may not have the number
         return str(number)
 
 

@@ -139,6 +139,20 @@ async def test_unreadable_jobs_that_cannot_be_ended_keep_none_from_its_end(
     assert {row_of(sqlite_database, job_id)["state"] for job_id in bound} == {JobState.QUEUED}
 
 
+@pytest.mark.parametrize("value", ["x'80ff'", "'nobody'", "1.5"])
+@in_loop
+async def test_a_job_whose_user_cannot_be_read_waits_and_keeps_no_other_from_its_end(
+    sqlite_database: Database, sqlite_url: str, value: str
+) -> None:
+    with use_backend(an_outside(plan=SOON)):
+        nobodys, healthy = store(a_job(), a_job())
+        change(sqlite_url, [nobodys], f"host_uid = {value}")
+        async with a_worker(sqlite_database) as working:
+            await soon(lambda: row_of(sqlite_database, healthy)["state"] is JobState.SUCCESS)
+            await soon(lambda: "bound to the user" in why_waiting(sqlite_database, nobodys, working))
+    assert row_of(sqlite_database, nobodys)["state"] is JobState.QUEUED
+
+
 def test_any_number_of_jobs_can_be_left_alone(database: Database) -> None:
     (job_id,) = own_code(database)
     without = range(job_id + 1, job_id + 50_000)
