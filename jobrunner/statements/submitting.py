@@ -2,25 +2,33 @@
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import (
     Connection,
+    Update,
+    bindparam,
     case,
     null,
     or_,
     select,
 )
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from jobrunner.sqltypes import db_now
 from jobrunner.statements.table import (
     LIVE,
     PROTOCOL,
     Claim,
+    Manner,
     actor_of,
-    change,
+    bound_fence,
+    changing,
+    fence_of,
     is_one,
+    manner,
     owned,
     tables,
     with_event,
@@ -43,17 +51,26 @@ def begin_submit(
     `baseline`: what its backend found outside right before, by which it tells later what is new.
     None: it may not begin, because the claim is lost, a kill is wished, or an external id stands.
     """
+    binds = {"host_id": host_id, "host_uid": host_uid}
+    here = {f"here_{name}": value for name, value in binds.items() if value is not None}
+    statement = _begun(manner(conn), frozenset(name for name, value in binds.items() if value is not None))
+    given = {**fence_of(claim), "token": token, "baseline": baseline, **here}
+    return cast("dt.datetime | None", conn.execute(statement, given).scalar())
+
+
+@cache  # built once: to build it takes as long as to send it
+def _begun(how: Manner, binds: frozenset[str]) -> ReturningUpdate[Any]:
     job, _ = tables()
-    statement = owned(conn, claim).where(
-        job.c.submit_token == token, job.c.external_id.is_(None), job.c.kill_requested_at.is_(None)
+    statement = changing(how, *bound_fence()).where(
+        job.c.submit_token == bindparam("token"),
+        job.c.external_id.is_(None),
+        job.c.kill_requested_at.is_(None),
     )
-    values: dict[str, Any] = {"submit_started_at": db_now(), "submit_baseline": baseline}
-    if host_id is not None:
-        values["host_id"] = host_id
-    if host_uid is not None:  # jobrunner 0.1 does not know that work belongs to a user, too
-        values |= {"host_uid": host_uid, "needs": PROTOCOL}
-    begun = conn.execute(statement.values(values).returning(job.c.submit_started_at)).scalar()
-    return cast("dt.datetime | None", begun)
+    values: dict[str, Any] = {"submit_started_at": db_now(), "submit_baseline": bindparam("baseline")}
+    values |= {name: bindparam(f"here_{name}") for name in sorted(binds)}
+    if "host_uid" in binds:  # jobrunner 0.1 does not know that work belongs to a user, too
+        values["needs"] = PROTOCOL
+    return statement.values(values).returning(job.c.submit_started_at)
 
 
 def record_submitted(conn: Connection, job_id: int, token: str, external_id: str) -> bool:
@@ -63,27 +80,38 @@ def record_submitted(conn: Connection, job_id: int, token: str, external_id: str
     submitted anew, or holds another id, or another that lives holds this one. In all but the last the caller
     then cancels by id the job that he made, and only that.
     """
+    given = {"recorded_job": job_id, "token": token, "made": external_id}
+    try:
+        return conn.execute(_recorded(manner(conn)), given).rowcount == 1
+    except IntegrityError:  # another recorded it at the same moment: the index lets in one
+        return False
+
+
+@cache  # as above
+def _recorded(how: Manner) -> Update:
     job, _ = tables()
-    free = or_(job.c.external_id.is_(None), job.c.external_id == external_id)
+    made = bindparam("made", type_=job.c.external_id.type)
+    free = or_(job.c.external_id.is_(None), job.c.external_id == made)
     other = job.alias("other")
     is_held = (
         select(other.c.id)
         .where(
             other.c.id != job.c.id,
             other.c.connection == job.c.connection,
-            other.c.external_id == external_id,
+            other.c.external_id == made,
             other.c.submit_started_at.is_not(None),
             other.c.state.in_(LIVE),
         )
         .exists()
     )
-    mine = change(conn, job.c.id == job_id, job.c.submit_token == token, job.c.state.in_(LIVE))
-    statement = mine.where(free, ~is_held)
+    mine = changing(
+        how,
+        job.c.id == bindparam("recorded_job"),
+        job.c.submit_token == bindparam("token"),
+        job.c.state.in_(LIVE),
+    )
     message = case((job.c.external_id.is_(None), null()), else_=job.c.message)
-    try:
-        return is_one(conn, statement.values(external_id=external_id, message=message))
-    except IntegrityError:  # another recorded it at the same moment: the index lets in one
-        return False
+    return mine.where(free, ~is_held).values(external_id=made, message=message)
 
 
 def held(conn: Connection, job_id: int, external_ids: Sequence[str]) -> set[str]:

@@ -286,12 +286,45 @@ def promptly(conn: Connection) -> Connection:
 
 def change(conn: Connection, *guard: Any) -> Update:
     """Return an update of the one job for which `guard` holds: see `promptly` for when it is locked."""
+    return changing(manner(conn), *guard)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What a statement about one row depends on, beside its values: by it, it can be built once."""
+
+    dialect: str
+    is_prompt: bool
+
+
+def manner(conn: Connection) -> Manner:
+    return Manner(conn.dialect.name, bool(conn.get_execution_options().get(_PROMPT)))
+
+
+def changing(how: Manner, *guard: Any) -> Update:
+    """Return an update of the one job for which `guard` holds, as `change` does."""
     job, _ = tables()
-    if conn.dialect.name != "postgresql" or not conn.get_execution_options().get(_PROMPT):
+    if how.dialect != "postgresql" or not how.is_prompt:
         return update(job).where(*guard)
     free = select(job.c.id).where(*guard).with_for_update(key_share=True, nowait=True)
     mine = free.cte("mine").prefix_with("MATERIALIZED")
     return update(job).where(job.c.id == mine.c.id)
+
+
+def bound_fence() -> list[Any]:
+    """Return the fence of a claim that is given as parameters: see `fence_of`."""
+    job, _ = tables()
+    return [
+        job.c.id == bindparam("claimed_job"),
+        job.c.runner_id == bindparam("claimed_by"),
+        job.c.claims == bindparam("claimed_times"),
+        job.c.state == JobState.RUNNING,
+    ]
+
+
+def fence_of(claim: Claim) -> dict[str, Any]:
+    """Return the parameters of `bound_fence`."""
+    return {"claimed_job": claim.job_id, "claimed_by": claim.runner_id, "claimed_times": claim.claims}
 
 
 def owned(conn: Connection, claim: Claim) -> Update:
