@@ -23,6 +23,7 @@ log = get_logger(__name__)
 PATIENT_LOOKS = 3
 """So often others may take their share, before what they left is taken."""
 
+_STUCK_PART = 10  # of the capacity may be jobs of connections that take none, beyond it
 _TYPES_S = 30.0  # so long the job types of workers stand: to look for them is to go through all running jobs
 
 
@@ -46,8 +47,9 @@ class Taking:
             for row in await self._workers(grace)
             if row["id"] != means.itself.job_id and (room := worklist.number_in(row["spec"], "capacity"))
         ]
-        # Those that wait for a connection that takes nothing take no place from the others: they are few.
-        mine = len(means.runner.jobs) - self.windows.slow
+        # Of those that wait for a connection that takes nothing, some take no place from the others.
+        stuck = min(self.windows.stuck, max(1, means.capacity // _STUCK_PART))
+        mine = len(means.runner.jobs) - stuck
         most = share(mine, means.capacity, waiting, others)
         self._passed_over = self._passed_over + 1 if most == 0 else 0
         if self._passed_over >= PATIENT_LOOKS:
