@@ -1,6 +1,8 @@
 """Others' code that may never return: on threads that nobody waits for, a bounded number for each kind."""
 
 import asyncio
+import os
+import queue
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -10,6 +12,7 @@ _T = TypeVar("_T")
 
 _AT_ONCE = 16
 """Calls of one kind that may be under way at once, those that hang among them."""
+_SPARE_S = 2.0
 
 
 class Late(Exception):
@@ -27,7 +30,47 @@ def begin(call: Callable[[], _T], on_end: Callable[[_T | None, BaseException | N
         else:
             on_end(value, None)
 
-    threading.Thread(target=run, name="jobrunner-aside", daemon=True).start()
+    _spare.run(run)
+
+
+class _SpareThreads:
+    """Daemon threads, as many as are needed at once: to start one takes longer than most calls.
+
+    One that nothing is left for waits a little for more, and ends.
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run `work`, which raises nothing, at once."""
+        if self._idle.acquire(blocking=False):
+            self._work.put(work)
+        else:
+            threading.Thread(target=self._serve, args=(work,), name="jobrunner-aside", daemon=True).start()
+
+    def _serve(self, work: Callable[[], None]) -> None:
+        while True:
+            work()
+            del work  # what it holds is not held while nothing is done
+            self._idle.release()
+            try:
+                work = self._work.get(timeout=_SPARE_S)
+            except queue.Empty:
+                if self._idle.acquire(blocking=False):
+                    return
+                work = self._work.get()  # it was counted on just now
+
+
+def _renew() -> None:
+    global _spare  # noqa: PLW0603  # a forked process has none of the threads
+    _spare = _SpareThreads()
+
+
+_spare = _SpareThreads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def within(seconds: float, call: Callable[[], _T]) -> _T:
@@ -57,26 +100,54 @@ class Aside:
     """
 
     def __init__(self) -> None:
-        self._free: dict[Hashable, asyncio.Semaphore] = {}
+        self._places: dict[Hashable, _Places] = {}
 
     async def call(self, kind: Hashable, call: Callable[[], _T], within_s: float) -> _T:
         """Call, and return what that returns; raises what it raises, which must be an `Exception`.
 
-        Raises `Late` after `within_s` seconds, and where for so long no place was free.
+        Raises `Late` after `within_s` seconds, and where for so long no earlier call has returned.
         """
-        free = self._free.setdefault(kind, asyncio.Semaphore(_AT_ONCE))
-        try:
-            async with asyncio.timeout(within_s):
-                await free.acquire()
-        except TimeoutError:
-            raise Late(f"{_AT_ONCE} earlier calls of it have not returned") from None
+        places = self._places.setdefault(kind, _Places())
+        await places.take(within_s)
         done = _begun(call)
-        done.add_done_callback(lambda _done: free.release())
+        done.add_done_callback(lambda _done: places.give_back())
         await asyncio.wait([done], timeout=within_s)
         if not done.done():
             raise Late(f"it has not returned within {within_s:g} s")
         value: _T = done.result()
         return value
+
+
+class _Places:
+    """The places of one kind of calls."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._returned = 0
+
+    @property
+    def are_taken(self) -> bool:
+        """Whether there is none left."""
+        return self._free.locked()
+
+    async def take(self, within_s: float) -> None:
+        """Wait for a place, as long as calls return. Raises `Late` where none has for so many seconds."""
+        while self.are_taken:
+            before = self._returned
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._free.acquire()
+            except TimeoutError:
+                if self._returned == before:
+                    raise Late(f"{_AT_ONCE} earlier calls of it have not returned") from None
+            else:
+                return
+        await self._free.acquire()
+
+    def give_back(self) -> None:
+        """Let another call have the place of one that has returned."""
+        self._returned += 1
+        self._free.release()
 
 
 def _begun(call: Callable[[], Any]) -> asyncio.Future[Any]:

@@ -89,7 +89,7 @@ class _Submission:
 
     async def _try_once(self) -> Verdict | None:
         """Submit it, or look for it, when it is its turn. Raises `SubmitRejected` and `Throttled`."""
-        self._has_turn = await self._owned.channel.turns.take(self._goes_on_waiting, _LOOK_S)
+        self._has_turn = await self._owned.channel.turns.take(self._goes_on_waiting)
         if self._is_over():
             self._give_back_turn()
             return None

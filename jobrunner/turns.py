@@ -4,6 +4,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from jobrunner.waiting_room import WaitingRoom
+
 
 class Turns:
     """Turns at a connection. Waiting for one is no call, so that no deadline of a call runs meanwhile.
@@ -11,16 +13,18 @@ class Turns:
     Else thousands of jobs that are submitted or looked for at once, as after the death of their worker, would
     each wait longer among the others than a call may take, and be tried again and again, for ever.
 
-    `at_once`: returns how many there are at present, at least 1.
+    `at_once`: returns how many there are at present, at least 1. `look_s`: seconds between two questions
+    whether those that wait go on waiting.
     """
 
-    def __init__(self, at_once: Callable[[], int]) -> None:
+    def __init__(self, at_once: Callable[[], int], look_s: float = 0.5) -> None:
         self._at_once = at_once
+        self._room = WaitingRoom(look_s)
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def take(self, goes_on_waiting: Callable[[], bool], look_s: float) -> bool:
-        """Wait for a turn; False: `goes_on_waiting`, asked each `look_s` seconds, has said no.
+    async def take(self, goes_on_waiting: Callable[[], bool]) -> bool:
+        """Wait for a turn; False: `goes_on_waiting` has said no.
 
         A turn that was taken is to be given back.
         """
@@ -30,11 +34,7 @@ class Turns:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
         try:
-            while not mine.done():
-                await asyncio.wait([mine], timeout=look_s)
-                if not mine.done() and not goes_on_waiting():
-                    return False
-            return True
+            return await self._room.wait(mine, lambda: not goes_on_waiting())
         except asyncio.CancelledError:
             if mine.done():
                 self.give_back()

@@ -4,6 +4,7 @@ Until its way is found, a job is beaten for, and heeds its kill and its timeout,
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlalchemy import RowMapping
@@ -18,6 +19,7 @@ from jobrunner.outcome import Verdict, not_wanted
 from jobrunner.owned import OwnedJob, Source
 from jobrunner.states import JobState
 from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, is_ours, made_backend, terms_of
+from jobrunner.waiting_room import WaitingRoom
 
 if TYPE_CHECKING:
     from jobrunner.answers import Answers
@@ -41,6 +43,7 @@ class Ways:
         self._channels: dict[int, Channel] = {}
         self._opening: dict[int, asyncio.Task[Channel]] = {}
         self._said = Once()
+        self._room = WaitingRoom(_LOOK_S)
 
     async def prepare(self, job: "MonitorJob") -> None:
         """Have the way to a job's backend. Raises `JobrunnerError`."""
@@ -60,16 +63,9 @@ class Ways:
         else:
             finding = asyncio.create_task(self._found(owned))
             try:
-                unwanted_by_s: float | None = None
-                while not finding.done():
-                    if owned.over or self._runner.is_stopping:
-                        return None
-                    if not is_outside and (unwanted := not_wanted(owned)) is not None:
-                        # Its object is waited for a while: a kill calls its `on_kill`.
-                        unwanted_by_s = unwanted_by_s or monotonic_s() + ASK_S
-                        if monotonic_s() >= unwanted_by_s:
-                            return unwanted
-                    await asyncio.wait([finding], timeout=_LOOK_S)
+                if not await self._room.wait(finding, self._giving_up(owned, is_outside=is_outside)):
+                    is_ended = owned.over or self._runner.is_stopping
+                    return None if is_ended else not_wanted(owned)
             finally:
                 finding.cancel()
             error = finding.result()
@@ -82,6 +78,22 @@ class Ways:
                 return Verdict(JobState.FAILED, f"nothing was submitted, as it cannot be watched: {error}")
         await self._give_back(owned, error)
         return None
+
+    def _giving_up(self, owned: OwnedJob, *, is_outside: bool) -> Callable[[], bool]:
+        """Return what says that the way of a job is not waited for any more."""
+        unwanted_by_s: float | None = None
+
+        def gives_up() -> bool:
+            nonlocal unwanted_by_s
+            if owned.over or self._runner.is_stopping:
+                return True
+            if is_outside or not_wanted(owned) is None:
+                return False
+            # Its object is waited for a while: a kill calls its `on_kill`.
+            unwanted_by_s = unwanted_by_s or monotonic_s() + ASK_S
+            return monotonic_s() >= unwanted_by_s
+
+        return gives_up
 
     async def _found(self, owned: OwnedJob) -> JobrunnerError | None:
         """Find the way; return why there is none."""

@@ -132,11 +132,14 @@ class Serving:
 
         `is_watched`: whether it watches work outside, as its row says: also where its class is not known.
         """
+        being_imported = f"the class of {job_type} is still being imported here"
         if registry.is_being_imported(job_type):
-            return f"the class of {job_type} is still being imported here"
+            return being_imported
         known = self._verdicts.get((job_type, connection, is_watched))
         if known is None or known[0] < self._clock():
             why = self._why_not(job_type, connection, is_watched=is_watched)
+            if registry.is_being_imported(job_type):  # it was begun just now, and says nothing yet
+                return being_imported
             known = self._note(job_type, connection, why, is_watched=is_watched)
         return known[1]
 

@@ -323,8 +323,15 @@ async def test_calls_that_never_return_take_places_from_no_other_kind(go: thread
     assert len(hanging_threads) <= 16
     assert await aside.call("good", lambda: 5, 10.0) == 5
     go.set()
-    await soon(lambda: not aside._free["bad"].locked())
+    await soon(lambda: not aside._places["bad"].are_taken)
     assert await aside.call("bad", lambda: 6, 10.0) == 6
+
+
+@in_loop
+async def test_calls_wait_for_their_turn_as_long_as_others_return() -> None:
+    aside = Aside()
+    calls = [asyncio.create_task(aside.call("slow", lambda: time.sleep(0.1), 0.3)) for _ in range(100)]
+    assert await asyncio.gather(*calls) == [None] * 100  # six times as long as one may take
 
 
 class Entry:
