@@ -2,17 +2,17 @@
 
 import asyncio
 import os
-import queue
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from jobrunner.daemon_threads import SpareThreads
+
 _T = TypeVar("_T")
 
 _AT_ONCE = 16
 """Calls of one kind that may be under way at once, those that hang among them."""
-_SPARE_S = 2.0
 
 
 class Late(Exception):
@@ -33,42 +33,12 @@ def begin(call: Callable[[], _T], on_end: Callable[[_T | None, BaseException | N
     _spare.run(run)
 
 
-class _SpareThreads:
-    """Daemon threads, as many as are needed at once: to start one takes longer than most calls.
-
-    One that nothing is left for waits a little for more, and ends.
-    """
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Run `work`, which raises nothing, at once."""
-        if self._idle.acquire(blocking=False):
-            self._work.put(work)
-        else:
-            threading.Thread(target=self._serve, args=(work,), name="jobrunner-aside", daemon=True).start()
-
-    def _serve(self, work: Callable[[], None]) -> None:
-        while True:
-            work()
-            del work  # what it holds is not held while nothing is done
-            self._idle.release()
-            try:
-                work = self._work.get(timeout=_SPARE_S)
-            except queue.Empty:
-                if self._idle.acquire(blocking=False):
-                    return
-                work = self._work.get()  # it was counted on just now
-
-
 def _renew() -> None:
     global _spare  # noqa: PLW0603  # a forked process has none of the threads
-    _spare = _SpareThreads()
+    _spare = SpareThreads("jobrunner-aside")
 
 
-_spare = _SpareThreads()
+_spare = SpareThreads("jobrunner-aside")
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
 

@@ -16,6 +16,49 @@ _Call = tuple["Future[Any]", Callable[..., Any], tuple[Any, ...], dict[str, Any]
 LEFT_S = 1.0
 """Seconds that calls under way have to end, when the threads are closed; then they are left behind."""
 
+_SPARE_S = 2.0
+
+
+class SpareThreads:
+    """As many threads as are needed at once: to start one takes longer than most calls.
+
+    One that nothing is left for waits a little for more, and ends.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._is_closed = False
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run `work`, which raises nothing, at once."""
+        if self._idle.acquire(blocking=False):
+            self._work.put(work)
+        else:
+            threading.Thread(target=self._serve, args=(work,), name=self._name, daemon=True).start()
+
+    def _serve(self, work: Callable[[], None] | None) -> None:
+        while work is not None:
+            work()
+            work = None  # what it holds is not held while nothing is done
+            work = self._next()
+
+    def _next(self) -> Callable[[], None] | None:
+        if self._is_closed:
+            return None
+        self._idle.release()
+        try:
+            return self._work.get(timeout=_SPARE_S)
+        except queue.Empty:  # where it is counted on by now, its work is on the way
+            return None if self._idle.acquire(blocking=False) else self._work.get()
+
+    def close(self) -> None:
+        """End the threads: idle ones now, others when their call returns."""
+        self._is_closed = True
+        while self._idle.acquire(blocking=False):
+            self._work.put(None)
+
 
 class DaemonThreads(ThreadPoolExecutor):
     """As `ThreadPoolExecutor`, but a call that hangs keeps neither an event loop nor the interpreter.

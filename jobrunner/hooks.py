@@ -1,8 +1,6 @@
 """Hooks of jobs: other people's code, on threads that hold up nobody, not even the end of the process."""
 
 import asyncio
-import queue
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jobrunner.clock import monotonic_s
+from jobrunner.daemon_threads import SpareThreads
 from jobrunner.logs import get_logger
 
 if TYPE_CHECKING:
@@ -31,35 +30,6 @@ _MESSAGES: Mapping[str, str] = MappingProxyType(
         "judge": "judge takes long: the job goes on unjudged until it returns",
     }
 )
-
-
-class _Threads:
-    """Daemon threads, as many as are needed at once: the interpreter does not wait for them at its exit."""
-
-    def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Run `work`, which raises nothing, at once."""
-        self._work.put(work)
-        if not self._idle.acquire(blocking=False):
-            with self._lock:
-                self._count += 1
-            threading.Thread(target=self._serve, name="jobrunner-hook", daemon=True).start()
-
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            del work  # what it holds is not held while nothing is done
-            self._idle.release()
-
-    def close(self) -> None:
-        """End the threads: idle ones now, others when their hook returns."""
-        for _ in range(self._count):
-            self._work.put(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +81,7 @@ class Hooks:
     """
 
     def __init__(self) -> None:
-        self._threads = _Threads()
+        self._threads = SpareThreads("jobrunner-hook")
         self._kinds: dict[tuple[type, str], _Kind] = {}
 
     def call(self, job: "MonitorJob", name: str, run: Callable[[], None], most_s: float) -> HookCall:

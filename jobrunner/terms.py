@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from jobrunner import registry
 from jobrunner.aside import Aside, Late
 from jobrunner.backends.base import Backend
-from jobrunner.backends.calls import name_of
+from jobrunner.backends.calls import is_ours, name_of
 from jobrunner.backends.checks import shown
 from jobrunner.backends.guarded import backend_of
 from jobrunner.clock import INTERVAL_LEAST, SECONDS_MOST, is_interval
@@ -98,11 +98,6 @@ async def made_backend(aside: Aside, job: MonitorJob, behind: ConnectionSettings
         raise SettingsError(
             f"{name_of(job_class)}.make_backend does not answer: {error}: see what it waits for."
         ) from None
-
-
-def is_ours(job_class: type) -> bool:
-    """Whether a class is jobrunner's own, so that it may be asked on the event loop."""
-    return str(job_class.__module__).startswith("jobrunner.")
 
 
 def kind_of(job_class: Any) -> str:

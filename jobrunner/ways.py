@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import RowMapping
 
 from jobrunner.aside import Aside
+from jobrunner.backends.calls import is_ours
 from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import CodeError, JobrunnerError
@@ -18,7 +19,7 @@ from jobrunner.logs import get_logger
 from jobrunner.outcome import Verdict, not_wanted
 from jobrunner.owned import OwnedJob, Source
 from jobrunner.states import JobState
-from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, is_ours, made_backend, terms_of
+from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, made_backend, terms_of
 from jobrunner.waiting_room import WaitingRoom
 
 if TYPE_CHECKING:

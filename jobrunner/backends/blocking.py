@@ -68,9 +68,7 @@ class Blocking:
 
         def begin(*args: Any, **kwargs: Any) -> Any:
             if self.is_seen and not is_alone:
-                raise NotNow(
-                    f"{name} of its backend waits for its turn, as a call of it blocks the event loop"
-                )
+                raise NotNow(_not_now(name))
             asked_s = monotonic_s()
             try:
                 answer = method(*args, **kwargs)

@@ -133,6 +133,11 @@ async def end_or_leave(task: asyncio.Task[Any]) -> bool:
     return True
 
 
+def is_ours(some_class: type) -> bool:
+    """Whether a class is jobrunner's own, so that its code may be trusted, and run on the event loop."""
+    return str(some_class.__module__).startswith("jobrunner.")
+
+
 def name_of(function: object) -> str:
     """Return a function's name, for a message."""
     return text_of(getattr(function, "__name__", type(function).__name__))

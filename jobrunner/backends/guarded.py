@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobrunner.backends import checks
 from jobrunner.backends.base import Absent, Backend, Found, LogLine, Patience, Unsure, patience_of
 from jobrunner.backends.blocking import Blocking, NotNow
-from jobrunner.backends.calls import Abandoned, call_within, contained, name_of
+from jobrunner.backends.calls import Abandoned, call_within, contained, is_ours, name_of
 from jobrunner.backends.checks import Answer
 from jobrunner.errors import BackendDefect, JobrunnerError, SettingsError, words_of
 from jobrunner.log_limits import Once
@@ -27,7 +27,6 @@ IsHeld = Callable[[Sequence[str]], Awaitable[set[str]]]
 
 _LEFT_A_KEY = 3  # calls for the very same ids that never ended: then no more are made for these
 _LEFT_MOST = 1_000  # of all its calls
-_OURS = f"{__name__.partition('.')[0]}."
 _NEEDED = ("submit", "find", "fetch", "cancel")
 
 
@@ -43,8 +42,7 @@ class GuardedBackend:
         self._name = name
         self._faults = Once()
         self._left: Counter[tuple[str, ...]] = Counter()
-        is_ours = str(type(backend).__module__).startswith(_OURS)
-        self._blocking = None if is_ours else Blocking(self._say)
+        self._blocking = None if is_ours(type(backend)) else Blocking(self._say)
 
     @property
     def bulk_limit(self) -> int:

@@ -263,11 +263,15 @@ def may_judge() -> Any:
 
 
 def fence(claim: Claim) -> list[Any]:
+    return _fence(claim.job_id, claim.runner_id, claim.claims)
+
+
+def _fence(job_id: Any, runner_id: Any, claims: Any) -> list[Any]:
     job, _ = tables()
     return [
-        job.c.id == claim.job_id,
-        job.c.runner_id == claim.runner_id,
-        job.c.claims == claim.claims,
+        job.c.id == job_id,
+        job.c.runner_id == runner_id,
+        job.c.claims == claims,
         job.c.state == JobState.RUNNING,
     ]
 
@@ -313,13 +317,7 @@ def changing(how: Manner, *guard: Any) -> Update:
 
 def bound_fence() -> list[Any]:
     """Return the fence of a claim that is given as parameters: see `fence_of`."""
-    job, _ = tables()
-    return [
-        job.c.id == bindparam("claimed_job"),
-        job.c.runner_id == bindparam("claimed_by"),
-        job.c.claims == bindparam("claimed_times"),
-        job.c.state == JobState.RUNNING,
-    ]
+    return _fence(*map(bindparam, ("claimed_job", "claimed_by", "claimed_times")))
 
 
 def fence_of(claim: Claim) -> dict[str, Any]:
