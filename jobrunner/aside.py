@@ -3,20 +3,29 @@
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
+from jobrunner.clock import monotonic_s
 from jobrunner.daemon_threads import SpareThreads
 
 _T = TypeVar("_T")
 
 _AT_ONCE = 16
 """Calls of one kind that may be under way at once, those that hang among them."""
+_LOOK_S = 0.05
+"""Seconds between looks whether a kind's calls need one more thread, or are late."""
 
 
 class Late(Exception):
     """A call has not returned in time, or has found no place among those that do not return."""
+
+
+_OnLate: TypeAlias = Callable[[str], Exception]
+"""What makes the exception for a call that is late, of why it is."""
 
 
 def begin(call: Callable[[], _T], on_end: Callable[[_T | None, BaseException | None], None]) -> None:
@@ -65,76 +74,149 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
 class Aside:
     """Makes calls beside an event loop, which goes on meanwhile.
 
-    A call that hangs keeps its place until it returns: so a kind of calls has a bounded number of threads,
-    and takes no place from another kind.
+    A call that hangs keeps its thread until it returns: so a kind of calls has a bounded number of threads,
+    and takes none from another kind.
     """
 
     def __init__(self) -> None:
-        self._places: dict[Hashable, _Places] = {}
+        self._lines: dict[Hashable, _Line] = {}
 
-    async def call(self, kind: Hashable, call: Callable[[], _T], within_s: float) -> _T:
-        """Call, and return what that returns; raises what it raises, which must be an `Exception`.
+    async def call(self, kind: Hashable, call: Callable[[], _T], within_s: float, late: _OnLate = Late) -> _T:
+        """Call, and return what that returns; raises what `begin` says."""
+        return await self.begin(kind, call, within_s, late)
 
-        Raises `Late` after `within_s` seconds, and where for so long no earlier call has returned.
+    def begin(
+        self, kind: Hashable, call: Callable[[], _T], within_s: float, late: _OnLate = Late
+    ) -> asyncio.Future[_T]:
+        """Have it called in its turn; the future has what it returns, or the `Exception` that it raises.
+
+        It has what `late` makes of the reason where the call has not returned within `within_s` seconds,
+        and where none of those before it has for so long.
         """
-        places = self._places.setdefault(kind, _Places())
-        await places.take(within_s)
-        done = _begun(call)
-        done.add_done_callback(lambda _done: places.give_back())
-        await asyncio.wait([done], timeout=within_s)
-        if not done.done():
-            raise Late(f"it has not returned within {within_s:g} s")
-        value: _T = done.result()
-        return value
+        line = self._lines.get(kind)
+        if line is None:
+            line = self._lines[kind] = _Line()
+        return line.add(_Call(call, within_s, late))
 
 
-class _Places:
-    """The places of one kind of calls."""
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call that waits for its turn, and then is under way."""
+
+    call: Callable[[], Any]
+    within_s: float
+    late: _OnLate
+    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    since_s: float = field(default_factory=monotonic_s)
+    """When it was given; once it is under way, when it was begun."""
+
+    def fail(self, why: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(self.late(why))
+            self.future.exception()  # whoever called may be gone
+
+
+class _Line:
+    """The calls of one kind, begun in the order in which they are given.
+
+    One thread makes them one after another, and hands over what has come together meanwhile: to wake the
+    event loop, or a thread, takes longer than most calls. More threads help where calls take their time.
+    """
 
     def __init__(self) -> None:
-        self._free = asyncio.Semaphore(_AT_ONCE)
-        self._returned = 0
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._guard = threading.Lock()  # of what follows
+        self._waiting: deque[_Call] = deque()
+        self._under_way: set[_Call] = set()
+        self._threads = 0
+        self._returned = 0  # since the last look
+        self._returned_s = monotonic_s()
+        self._outcomes: list[tuple[_Call, Any, BaseException | None]] = []
+
+    def add(self, call: _Call) -> asyncio.Future[Any]:
+        """Have a call made in its turn."""
+        with self._guard:
+            self._waiting.append(call)
+            is_first = self._threads == 0
+            self._threads += is_first
+        if is_first:
+            _spare.run(self._serve)
+        self._look_later()
+        return call.future
+
+    def _serve(self) -> None:
+        """Make calls, on a thread, until none waits."""
+        while (call := self._next()) is not None:
+            value, error = None, None
+            try:
+                value = call.call()
+            except BaseException as raised:  # noqa: BLE001  # others' code may raise anything, SystemExit too
+                error = raised
+            self._hand_over(call, value, error)
+            del call, value, error  # what they hold is not held while nothing is done
+
+    def _next(self) -> _Call | None:
+        with self._guard:
+            while self._waiting:
+                call = self._waiting.popleft()
+                if not call.future.done():  # whoever called has not gone
+                    call.since_s = monotonic_s()
+                    self._under_way.add(call)
+                    return call
+            self._threads -= 1
+            return None
+
+    def _hand_over(self, call: _Call, value: Any, error: BaseException | None) -> None:
+        with self._guard:
+            self._under_way.discard(call)
+            self._returned += 1
+            self._returned_s = monotonic_s()
+            self._outcomes.append((call, value, error))
+            is_first = len(self._outcomes) == 1
+        if is_first:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
+                self._loop.call_soon_threadsafe(self._settle)
+
+    def _settle(self) -> None:
+        with self._guard:
+            outcomes, self._outcomes = self._outcomes, []
+        for call, value, error in outcomes:
+            if call.future.done():
+                continue
+            if error is None:
+                call.future.set_result(value)
+            else:
+                call.future.set_exception(error)
+                call.future.exception()  # whoever called may be gone
+
+    def _look_later(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Fail what is late, and have one more thread where the calls take their time."""
+        self._timer = None
+        now_s = monotonic_s()
+        with self._guard:
+            late = [(call, "it has not returned") for call in self._under_way if _is_late(call, now_s)]
+            while self._waiting and self._is_stuck and _is_late(self._waiting[0], now_s, self._returned_s):
+                late.append((self._waiting.popleft(), f"{_AT_ONCE} earlier calls of it have not returned"))
+            is_slow = bool(self._waiting) and self._returned <= self._threads and not self._is_stuck
+            self._threads += is_slow
+            self._returned = 0
+        for call, why in late:
+            call.fail(f"{why} within {call.within_s:g} s")
+        if is_slow:
+            _spare.run(self._serve)
+        if self._waiting or any(not call.future.done() for call in self._under_way.copy()):
+            self._look_later()
 
     @property
-    def are_taken(self) -> bool:
-        """Whether there is none left."""
-        return self._free.locked()
-
-    async def take(self, within_s: float) -> None:
-        """Wait for a place, as long as calls return. Raises `Late` where none has for so many seconds."""
-        while self.are_taken:
-            before = self._returned
-            try:
-                async with asyncio.timeout(within_s):
-                    await self._free.acquire()
-            except TimeoutError:
-                if self._returned == before:
-                    raise Late(f"{_AT_ONCE} earlier calls of it have not returned") from None
-            else:
-                return
-        await self._free.acquire()
-
-    def give_back(self) -> None:
-        """Let another call have the place of one that has returned."""
-        self._returned += 1
-        self._free.release()
+    def _is_stuck(self) -> bool:
+        """Whether as many calls are under way as may be."""
+        return self._threads >= _AT_ONCE
 
 
-def _begun(call: Callable[[], Any]) -> asyncio.Future[Any]:
-    """Begin a call; the future has its outcome, unless its loop is closed by then."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if error is None:
-            done.set_result(value)
-        else:
-            done.set_exception(error)
-            done.exception()  # whoever called it may be gone
-
-    def on_end(value: Any, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
-            loop.call_soon_threadsafe(settle, value, error)
-
-    begin(call, on_end)
-    return done
+def _is_late(call: _Call, now_s: float, but_since_s: float = 0.0) -> bool:
+    return now_s - max(call.since_s, but_since_s) > call.within_s

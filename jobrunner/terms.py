@@ -4,13 +4,14 @@ A class may be anybody's, and so may each attribute of it: a property, a method 
 whose `__hash__` raises `SystemExit`. None of that may end a worker, stop its event loop, or bar other jobs.
 """
 
+import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, TypeVar
 
 from jobrunner import registry
-from jobrunner.aside import Aside, Late
+from jobrunner.aside import Aside
 from jobrunner.backends.base import Backend
 from jobrunner.backends.calls import is_ours, name_of
 from jobrunner.backends.checks import shown
@@ -75,13 +76,23 @@ async def terms_of(
     `make`: return the job. `connection`: as its row names it. Raises `CodeError` where the class is at
     fault, `UsageError` where it does not answer, and what its connection raises.
     """
-    asking = _Asking(job_class, settings, numbers or WayNumbers())
+    asked = ask_terms(aside, job_class, make, connection, settings, numbers or WayNumbers())
+    return asked if isinstance(asked, Terms) else await asked
+
+
+def ask_terms(
+    aside: Aside,
+    job_class: type,
+    make: Callable[[], object],
+    connection: str | None,
+    settings: Settings,
+    numbers: WayNumbers,
+) -> Terms | asyncio.Future[Terms]:
+    """Do as `terms_of` does; where the class is not jobrunner's, return the future of its answer."""
+    asking = _Asking(job_class, settings, numbers)
     if is_ours(job_class):
         return asking.terms(make, connection)
-    try:
-        return await aside.call((job_class, "terms"), lambda: asking.terms(make, connection), ASK_S)
-    except Late as error:
-        raise UsageError(f"{asking.of} does not answer: {error}: see what it waits for.") from None
+    return aside.begin((job_class, "terms"), lambda: asking.terms(make, connection), ASK_S, asking.unanswered)
 
 
 async def made_backend(aside: Aside, job: MonitorJob, behind: ConnectionSettings) -> Backend:
@@ -92,12 +103,13 @@ async def made_backend(aside: Aside, job: MonitorJob, behind: ConnectionSettings
     job_class = type(job)
     if is_ours(job_class) and behind.kind in {job_class.backend_kind, *registry.BACKENDS}:
         return backend_of(job, behind)
-    try:
-        return await aside.call((job_class, "make_backend"), lambda: backend_of(job, behind), MAKE_S)
-    except Late as error:
-        raise SettingsError(
-            f"{name_of(job_class)}.make_backend does not answer: {error}: see what it waits for."
-        ) from None
+
+    def unanswered(why: str) -> SettingsError:
+        return SettingsError(
+            f"{name_of(job_class)}.make_backend does not answer: {why}: see what it waits for."
+        )
+
+    return await aside.call((job_class, "make_backend"), lambda: backend_of(job, behind), MAKE_S, unanswered)
 
 
 def kind_of(job_class: Any) -> str:
@@ -136,6 +148,10 @@ class _Asking:
         self._settings = settings
         self._numbers = numbers
         self._flaws: list[str] = []
+
+    def unanswered(self, why: str) -> UsageError:
+        """Return what is raised where the class does not answer."""
+        return UsageError(f"{self.of} does not answer: {why}: see what it waits for.")
 
     def terms(self, make: Callable[[], object], connection: str | None) -> Terms:
         job = self._asked("__new__ (or its __setattr__)", make)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy import RowMapping
 
 from jobrunner.aside import Aside
-from jobrunner.backends.calls import is_ours
 from jobrunner.channel import Channel
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import CodeError, JobrunnerError
@@ -19,7 +18,7 @@ from jobrunner.logs import get_logger
 from jobrunner.outcome import Verdict, not_wanted
 from jobrunner.owned import OwnedJob, Source
 from jobrunner.states import JobState
-from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, made_backend, terms_of
+from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, ask_terms, made_backend
 from jobrunner.waiting_room import WaitingRoom
 
 if TYPE_CHECKING:
@@ -48,7 +47,11 @@ class Ways:
 
     async def prepare(self, job: "MonitorJob") -> None:
         """Have the way to a job's backend. Raises `JobrunnerError`."""
-        await self._open(await self._terms(Source(type(job), lambda: job, job.connection, None)))
+        asked = self._ask(Source(type(job), lambda: job, job.connection, None))
+        terms = asked if isinstance(asked, Terms) else await asked
+        self._warn(terms)
+        if terms.way not in self._channels:
+            await asyncio.shield(self._opening_of(terms))
 
     async def find(self, owned: OwnedJob, row: RowMapping) -> Verdict | None:
         """Find the way to an owned job's backend; a verdict where the job ends without one.
@@ -58,18 +61,13 @@ class Ways:
         """
         is_outside = any(row[name] is not None for name in ("external_id", "submit_started_at", "held_at"))
         owned.progress_by_s = monotonic_s() + 2 * (ASK_S + MAKE_S) + _SLACK_S
-        assert owned.source is not None
-        if is_ours(owned.source.job_class):
-            error = await self._found(owned)
-        else:
-            finding = asyncio.create_task(self._found(owned))
-            try:
-                if not await self._room.wait(finding, self._giving_up(owned, is_outside=is_outside)):
-                    is_ended = owned.over or self._runner.is_stopping
-                    return None if is_ended else not_wanted(owned)
-            finally:
-                finding.cancel()
-            error = finding.result()
+        error: JobrunnerError | None = None
+        try:
+            if not await self._find(owned, self._giving_up(owned, is_outside=is_outside)):
+                is_ended = owned.over or self._runner.is_stopping
+                return None if is_ended else not_wanted(owned)
+        except JobrunnerError as failed:
+            error = failed
         if error is None or owned.over:
             return None
         if not is_outside:
@@ -96,43 +94,50 @@ class Ways:
 
         return gives_up
 
-    async def _found(self, owned: OwnedJob) -> JobrunnerError | None:
-        """Find the way; return why there is none."""
-        try:
-            await self._find(owned)
-        except JobrunnerError as error:
-            return error
-        return None
-
-    async def _find(self, owned: OwnedJob) -> None:
+    async def _find(self, owned: OwnedJob, gives_up: Callable[[], bool]) -> bool:
+        """Find the way, and give it to the job; False: it was given up. Raises `JobrunnerError`."""
         source = owned.source
         assert source is not None
-        terms = await self._terms(source)
+        terms = self._ask(source)
+        if not isinstance(terms, Terms):
+            try:
+                if not await self._room.wait(terms, gives_up):
+                    return False
+            finally:
+                terms.cancel()
+            terms = terms.result()
+        self._warn(terms)
+        channel = self._channels.get(terms.way)
+        if channel is None:
+            opening = self._opening_of(terms)
+            if not await self._room.wait(opening, gives_up):
+                return False
+            channel = opening.result()
         owned.job = terms.job if terms.is_kept else None
         owned.is_bound_here, owned.has_callback = terms.is_bound_here, terms.has_callback
         owned.poll_interval = source.poll_interval or terms.poll_interval
-        owned.way = await self._open(terms)
+        owned.way = channel
         owned.source = None
+        return True
 
-    async def _terms(self, source: Source) -> Terms:
+    def _ask(self, source: Source) -> Terms | asyncio.Future[Terms]:
         settings = self._runner.database.settings
-        terms = await terms_of(
+        return ask_terms(
             *(self._aside, source.job_class, source.make, source.connection, settings, self._numbers)
         )
+
+    def _warn(self, terms: Terms) -> None:
         for flaw in terms.flaws:
             if self._said.is_new(flaw):
                 log.warning("a job class is at fault", fault=flaw)
-        return terms
 
-    async def _open(self, terms: Terms) -> Channel:
-        channel = self._channels.get(terms.way)
-        if channel is not None:
-            return channel
+    def _opening_of(self, terms: Terms) -> asyncio.Task[Channel]:
+        """Return the task that opens a way: others may wait for the same one."""
         opening = self._opening.get(terms.way)
         if opening is None:
             opening = self._opening[terms.way] = asyncio.create_task(self._made(terms))
             opening.add_done_callback(lambda done: self._opened(terms.way, done))
-        return await asyncio.shield(opening)  # others may wait for the same one
+        return opening
 
     async def _made(self, terms: Terms) -> Channel:
         backend = await made_backend(self._aside, terms.job, terms.behind)

@@ -16,7 +16,7 @@ MOST = 2_500
 """... and while it takes jobs: some places are always left to others."""
 SLOW_S = 10.0
 """Seconds without a submission after which a connection takes none, where jobs have waited for as long."""
-_GROWTH = 4  # places more for each job that has work: a connection that takes jobs waits for no place
+_GROWTH = 16  # places more for each job that has work: a connection that takes jobs waits for no place
 _FORGET_S = 60.0
 
 

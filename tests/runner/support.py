@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import RowMapping
 
 from jobrunner import statements
 from jobrunner.backends.base import Patience
@@ -23,7 +24,7 @@ from jobrunner.runner import Runner
 from jobrunner.statements import Claim, Sighting
 from jobrunner.states import JobState
 from jobrunner.testing import MemoryBackend, MemoryMonitorJob, Plan
-from tests.helpers import an_owner, row_of
+from tests.helpers import an_owner, row_of, until
 from tests.warm import Warm
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -90,16 +91,22 @@ def start(runner: Runner, job: MonitorJob) -> asyncio.Future[JobState]:
 
 def take_over(runner: Runner, job: MonitorJob) -> asyncio.Future[JobState]:
     """Claim a job, queued or another's, as if its owner had been silent for long."""
-    with runner.database.write() as connection:
-        row = statements.get(connection, job.id)
-        if row["state"] is JobState.QUEUED:
-            claim = statements.claim_queued(connection, job.id, runner.owner)
-        else:
-            seen = Sighting(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"])
-            claim = statements.adopt(connection, seen, runner.owner)
-        assert claim is not None, "it beat in this very moment"
-        row = statements.get(connection, job.id)
-    return runner.take(claim, row, BaseJob.get(job.id))  # type: ignore[arg-type]
+    taken: list[tuple[Claim, RowMapping]] = []
+
+    def is_taken() -> bool:  # not where its owner beats in this very moment
+        with runner.database.write() as connection:
+            row = statements.get(connection, job.id)
+            if row["state"] is JobState.QUEUED:
+                claim = statements.claim_queued(connection, job.id, runner.owner)
+            else:
+                seen = Sighting(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"])
+                claim = statements.adopt(connection, seen, runner.owner)
+            if claim is not None:
+                taken.append((claim, statements.get(connection, job.id)))
+        return bool(taken)
+
+    until(is_taken)
+    return runner.take(*taken[0], BaseJob.get(job.id))  # type: ignore[arg-type]
 
 
 async def crash(runner: Runner) -> None:

@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -323,7 +324,7 @@ async def test_calls_that_never_return_take_places_from_no_other_kind(go: thread
     assert len(hanging_threads) <= 16
     assert await aside.call("good", lambda: 5, 10.0) == 5
     go.set()
-    await soon(lambda: not aside._places["bad"].are_taken)
+    await soon(lambda: not aside._lines["bad"]._is_stuck)
     assert await aside.call("bad", lambda: 6, 10.0) == 6
 
 
@@ -332,6 +333,45 @@ async def test_calls_wait_for_their_turn_as_long_as_others_return() -> None:
     aside = Aside()
     calls = [asyncio.create_task(aside.call("slow", lambda: time.sleep(0.1), 0.3)) for _ in range(100)]
     assert await asyncio.gather(*calls) == [None] * 100  # six times as long as one may take
+
+
+@in_loop
+async def test_calls_that_return_at_once_need_few_threads_and_keep_their_order() -> None:
+    aside = Aside()
+    made: list[int] = []
+    threads: set[int] = set()
+
+    def call(number: int) -> int:
+        made.append(number)
+        threads.add(threading.get_ident())
+        return number
+
+    calls = [aside.begin("quick", partial(call, number), 60.0) for number in range(5_000)]
+    assert await asyncio.gather(*calls) == list(range(5_000)) == sorted(made)
+    assert len(threads) < 16  # one; a busy machine may add some
+
+
+@in_loop
+async def test_a_call_that_hangs_holds_up_none_of_those_behind_it(go: threading.Event) -> None:
+    aside = Aside()
+    hanging = aside.begin("one", go.wait, 60.0)
+    assert await asyncio.gather(*(aside.begin("one", lambda: 1, 60.0) for _ in range(10))) == [1] * 10
+    go.set()
+    assert await hanging
+
+
+@in_loop
+async def test_a_call_of_which_nobody_wants_the_outcome_any_more_is_not_begun(go: threading.Event) -> None:
+    aside = Aside()
+    made: list[str] = []
+    calls = [aside.begin("one", go.wait, 60.0) for _ in range(16)]
+    await soon(lambda: aside._lines["one"]._is_stuck)
+    unwanted = aside.begin("one", lambda: made.append("unwanted"), 60.0)
+    unwanted.cancel()
+    wanted = aside.begin("one", lambda: made.append("wanted"), 60.0)
+    go.set()
+    await asyncio.gather(*calls, wanted)
+    assert made == ["wanted"]
 
 
 class Entry:
