@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, RowMapping, Select, false, select, union_all
 
-from jobrunner.sqltypes import age_s, alive, decoded_text
+from jobrunner.sqltypes import age_s, alive, decoded_text, readable_time
 from jobrunner.statements import tables
 from jobrunner.states import TERMINAL_STATES, JobState
 
@@ -24,8 +24,8 @@ def most_recent(conn: Connection, job_types: Collection[str] | None) -> RowMappi
     job, _ = tables()
     base = select(job.c.id, job.c.latest_heartbeat).limit(1)
     of_any = [] if job_types is None else [job.c.job_type.in_(job_types)]
-    # By age: a time that cannot be read has none, and must not come before those that beat.
-    youngest = age_s(job.c.latest_heartbeat).asc().nulls_last()
+    # A time that cannot be read must not come before those that beat.
+    youngest = readable_time(job.c.latest_heartbeat).desc().nulls_last()
     running = base.where(job.c.state == JobState.RUNNING, *of_any).order_by(youngest)
     found = conn.execute(running).first()
     if found is None:

@@ -200,6 +200,12 @@ class same_moment(FunctionElement[bool]):  # noqa: N801
     inherit_cache = True
 
 
+class readable_time(FunctionElement[Any]):  # noqa: N801
+    """A time by which rows can be ordered; NULL where a column of times holds none, or one without an end."""
+
+    inherit_cache = True
+
+
 class at_most(FunctionElement[float]):  # noqa: N801
     """A number column, or the given number where that is less, or where the column holds none."""
 
@@ -262,6 +268,18 @@ def _age_postgresql(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
 def _age_sqlite(element: age_s, compiler: SQLCompiler, **kw: Any) -> str:
     (when,) = _arguments(element, compiler, **kw)
     return f"((SELECT julianday('now')) - julianday({when})) * 86400.0"
+
+
+@compiles(readable_time, "postgresql")
+def _readable_time_postgresql(element: readable_time, compiler: SQLCompiler, **kw: Any) -> str:
+    (when,) = _arguments(element, compiler, **kw)
+    return f"CASE WHEN isfinite({when}) THEN {when} END"
+
+
+@compiles(readable_time, "sqlite")
+def _readable_time_sqlite(element: readable_time, compiler: SQLCompiler, **kw: Any) -> str:
+    (when,) = _arguments(element, compiler, **kw)
+    return f"julianday({when})"
 
 
 @compiles(at_most, "postgresql")
