@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from jobrunner.clock import monotonic_s
@@ -96,7 +96,9 @@ class Aside:
         line = self._lines.get(kind)
         if line is None:
             line = self._lines[kind] = _Line()
-        return line.add(_Call(call, within_s, late))
+        future = asyncio.get_running_loop().create_future()
+        line.add(_Call(call, within_s, late, future, monotonic_s()))
+        return future
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +108,8 @@ class _Call:
     call: Callable[[], Any]
     within_s: float
     late: _OnLate
-    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    since_s: float = field(default_factory=monotonic_s)
+    future: asyncio.Future[Any]
+    since_s: float
     """When it was given; once it is under way, when it was begun."""
 
     def fail(self, why: str) -> None:
@@ -134,7 +136,7 @@ class _Line:
         self._returned_s = monotonic_s()
         self._outcomes: list[tuple[_Call, Any, BaseException | None]] = []
 
-    def add(self, call: _Call) -> asyncio.Future[Any]:
+    def add(self, call: _Call) -> None:
         """Have a call made in its turn."""
         with self._guard:
             self._waiting.append(call)
@@ -143,7 +145,6 @@ class _Line:
         if is_first:
             _spare.run(self._serve)
         self._look_later()
-        return call.future
 
     def _serve(self) -> None:
         """Make calls, on a thread, until none waits."""

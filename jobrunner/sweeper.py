@@ -62,7 +62,8 @@ def rate_of(row: Mapping[Any, Any]) -> float:
 
 @dataclass(slots=True)
 class _Count:
-    sighting: Sighting
+    stand: tuple[Any, ...]
+    """Whose the job was, and its latest beat, as it was seen last."""
     looked_s: float
     still_s: float = 0.0
     """For how long it has stood still before our eyes."""
@@ -87,25 +88,23 @@ class StandStill:
         `took_s`: how long the look took, with the proof that the database takes writes. `looked_s`: when the
         database was looked at last, also for other jobs only; None: when this one was.
         """
-        now_s, heartrate = self._clock(), rate_of(row)
+        now_s, heartrate, job_id = self._clock(), rate_of(row), row["id"]
         grace_s = heartrate * self._grace
         gap_s = max(_LEAST_GAP_S, heartrate)
-        seen = Sighting(
-            *(row["id"], row["runner_id"], row["claims"], row["latest_heartbeat"]),
-            prompt_s=prompt_s(heartrate),
-            good_until_s=now_s + gap_s,
-        )
-        count = self._counts.get(seen.job_id)
-        if took_s > seen.prompt_s:
-            self._counts.pop(seen.job_id, None)
+        if took_s > prompt_s(heartrate):
+            self._counts.pop(job_id, None)
             return None
-        if count is None or count.sighting != seen or now_s - max(count.looked_s, looked_s or 0.0) > gap_s:
-            self._counts[seen.job_id] = _Count(seen, now_s)
+        stand = row["runner_id"], row["claims"], row["latest_heartbeat"]
+        count = self._counts.get(job_id)
+        if count is None or count.stand != stand or now_s - max(count.looked_s, looked_s or 0.0) > gap_s:
+            self._counts[job_id] = _Count(stand, now_s)
             return None
         # What happened between two looks is not known: one gap alone is no proof.
         count.still_s += min(now_s - count.looked_s, max(LOOK_S, grace_s / 2))
         count.looked_s = now_s
-        return seen if count.still_s >= grace_s - _ROUNDING_S else None
+        if count.still_s < grace_s - _ROUNDING_S:
+            return None
+        return Sighting(job_id, *stand, prompt_s=prompt_s(heartrate), good_until_s=now_s + gap_s)
 
     def keep(self, job_ids: AbstractSet[int], after: int = 0, until: float = math.inf) -> None:
         """Forget the jobs that are not among these: they beat, or have ended.

@@ -5,7 +5,6 @@ import os
 import select
 import threading
 import time
-from contextlib import suppress
 
 
 class Wake:
@@ -16,6 +15,7 @@ class Wake:
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         self._lock = threading.Lock()
+        self._is_set = False
         self._closed = False
 
     def fileno(self) -> int:
@@ -25,15 +25,17 @@ class Wake:
     def set(self) -> None:
         """End the wait, now or the next one; nothing happens where it is closed."""
         # Under the lock: once closed, the descriptor's number may be somebody else's.
-        with self._lock, suppress(BlockingIOError):  # full of wake-ups already
-            if not self._closed:
+        with self._lock:
+            if not self._is_set and not self._closed:
+                self._is_set = True
                 os.write(self._writer, b"x")
 
     def clear(self) -> None:
         """Take back what was set."""
-        with suppress(BlockingIOError):
-            while os.read(self._reader, 4096):
-                pass
+        with self._lock:
+            if self._is_set and not self._closed:
+                self._is_set = False
+                os.read(self._reader, 1)
 
     def close(self) -> None:
         """Give the descriptors back."""

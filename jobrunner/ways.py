@@ -59,7 +59,11 @@ class Ways:
         Where there may be work outside, a job whose way cannot be found is given back: a mended class, or
         another worker, watches it. So is one that could be served elsewhere.
         """
-        is_outside = any(row[name] is not None for name in ("external_id", "submit_started_at", "held_at"))
+        is_outside = (
+            row["external_id"] is not None
+            or row["submit_started_at"] is not None
+            or row["held_at"] is not None
+        )
         owned.progress_by_s = monotonic_s() + 2 * (ASK_S + MAKE_S) + _SLACK_S
         error: JobrunnerError | None = None
         try:

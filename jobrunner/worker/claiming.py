@@ -81,7 +81,8 @@ class Claiming:
         windows = self._taking.windows
         rooms = self._rooms(served.monitored)
         on_their_way = self._means.runner.steps - windows.slow
-        most = min(await self._taking.share(sum(rooms.values())), _STEPS_MOST - on_their_way)
+        waiting = sum(served.monitored[kind] for kind in rooms)
+        most = min(await self._taking.share(waiting), _STEPS_MOST - on_their_way)
         if most <= 0:
             return 0
         took = 0

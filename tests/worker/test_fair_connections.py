@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from sqlalchemy import RowMapping
 
 from jobrunner.cli import spelling
 from jobrunner.database import Database
@@ -13,7 +14,8 @@ from jobrunner.testing import MemoryBackend, MemoryMonitorJob
 from jobrunner.worker import windows
 from jobrunner.worker.serving import Serving
 from jobrunner.worker.share import divided
-from tests.helpers import plain_sql
+from jobrunner.worker.taking import Taking
+from tests.helpers import an_owner, insert_job, plain_sql
 from tests.runner.support import SOON, an_outside, in_loop, soon
 from tests.worker.workers import a_worker, store, until_state
 
@@ -69,6 +71,26 @@ async def test_a_connection_that_takes_nothing_keeps_no_place_from_another(
         monkeypatch.setattr(_Down, "submit", MemoryBackend.submit)
         BACKENDS["down"].plan = SOON
         await soon(lambda: working.worker._taking.windows.slow == 0)
+
+
+@in_loop
+async def test_a_share_is_of_all_that_waits_and_not_of_what_may_be_claimed_now(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "LEAST", 20)
+    rounds: list[int] = []
+    own = Taking.own
+
+    async def noted(taking: Taking, rows: list[RowMapping]) -> int:
+        rounds.append(len(rows))
+        return await own(taking, rows)
+
+    monkeypatch.setattr(Taking, "own", noted)
+    insert_job(database, an_owner(), job_type="WorkerJob", heartrate=60.0, spec={"capacity": 200})
+    store(*(UpJob(poll_interval=0.05, heartrate=1.0) for _ in range(100)))
+    async with a_worker(database, capacity=200):
+        await soon(lambda: rounds)
+    assert rounds[0] == 20  # there are 100 for two workers: half of the 20 would be too few
 
 
 def test_a_number_is_divided_among_those_who_want_some() -> None:
