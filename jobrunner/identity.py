@@ -28,6 +28,9 @@ Standing = Literal["alive", "dead", "unknown"]
 CHILD_VARIABLE = "JOBRUNNER_CHILD"
 """In the environment of a worker's child and of what it starts: the runner_id under which it runs its job."""
 
+PIDS = range(1, 2**31)
+"""What can be a pid: 0 and negative numbers mean groups to kill(2), and greater ones fit no system's."""
+
 _LINUX = sys.platform == "linux"
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 # A state beginning with one of these is a process that has ended: zombie, or dead for good.
@@ -196,8 +199,8 @@ def stat_of(pid: int) -> ProcessStat | None:
     Raises PermissionError when there is one that this process may not look at, OSError for want of
     descriptors or memory.
     """
-    if pid <= 0:
-        return None  # 0 and negative numbers mean groups to kill(2), never a process
+    if pid not in PIDS:
+        return None
     stat = _linux_stat(pid) if _LINUX else next(_ps("-p", str(pid)), None)
     if stat is None and _exists(pid):
         msg = f"process {pid} exists, but this user may not look at it"
@@ -257,6 +260,8 @@ def arguments_of(pid: int) -> list[str]:
 
 def may_signal(pid: int) -> bool:
     """Whether this user may signal the process that has `pid` now; one that is gone needs no signal."""
+    if pid not in PIDS:
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from jobrunner import identity, procfs
+from jobrunner.backends.process.tree import send
 from jobrunner.identity import ProcessIdentity
 
 Sleeper = subprocess.Popen[bytes]
@@ -45,6 +46,14 @@ def test_this_process_is_alive_and_its_identity_survives_text() -> None:
 def test_a_text_that_is_no_identity_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         ProcessIdentity.from_text(text)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 2**31, 2**63, 10**30])
+def test_a_number_that_can_be_no_pid_is_no_process(pid: int) -> None:
+    it = ProcessIdentity(identity.boot_id(), pid, 1, identity.pid_namespace())
+    assert it.standing() == "dead"
+    assert identity.may_signal(pid)
+    assert not send(it, signal.SIGKILL)
 
 
 def test_an_ended_process_is_dead_also_while_it_is_a_zombie(sleeper: Sleeper) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobrunner.backends.airbyte import AirbyteBackend, AirbyteConnection
@@ -367,6 +367,9 @@ def _records(template: dict[str, Any]) -> st.SearchStrategy[bytes | None]:
 
 
 @given(_records(_START), _records(_EXIT), _records(_CANCEL), st.booleans())
+@example(json.dumps({**_START, "command": [10**30, 6]}).encode(), None, None, False)
+@example(json.dumps({**_START, "wrapper": [2**31, 6]}).encode(), None, None, False)
+@example(json.dumps(_START).encode(), None, json.dumps({**_CANCEL, "tree": [[-1, 5]]}).encode(), False)
 @examples(150)
 def test_any_record_of_a_command_is_read_or_an_error_of_the_backend(
     tmp_path: Path, start: bytes | None, ended: bytes | None, cancel: bytes | None, is_directory: bool

@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobrunner.backends.process import wrapper
 from jobrunner.errors import BackendError
-from jobrunner.identity import ProcessIdentity, host_id
+from jobrunner.identity import PIDS, ProcessIdentity, host_id
 from jobrunner.private import make_private_directory
 from jobrunner.record_places import MARK, mark_of, with_mark
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
-Mark = tuple[int, int]
+Mark = tuple[Annotated[int, Field(ge=0, lt=PIDS.stop)], int]
 """A pid and the kernel's start mark of its process."""
 
 

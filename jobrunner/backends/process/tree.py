@@ -9,7 +9,15 @@ from functools import cached_property
 from jobrunner.backends.process.records import Mark, RecordDirectory, RecordError, StartRecord
 from jobrunner.backends.process.spec import DEFAULT_STOP_GRACE_S
 from jobrunner.errors import BackendError
-from jobrunner.identity import ProcessIdentity, ProcessStat, arguments_of, host_id, process_table, variable_of
+from jobrunner.identity import (
+    PIDS,
+    ProcessIdentity,
+    ProcessStat,
+    arguments_of,
+    host_id,
+    process_table,
+    variable_of,
+)
 
 RECORD_VARIABLE = "JOBRUNNER_RECORD"
 """In the environment of each command and of its wrapper: the path of its record directory."""
@@ -159,6 +167,8 @@ def send(identity: ProcessIdentity, number: signal.Signals) -> bool:
 
 def _open_handle(pid: int) -> int | None:
     """Return a handle that goes on meaning the process that has `pid` now; None where there are none."""
+    if pid not in PIDS:
+        raise ProcessLookupError(pid)
     if not hasattr(os, "pidfd_open"):  # macOS
         return None
     try:
