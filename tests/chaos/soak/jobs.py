@@ -21,9 +21,12 @@ class Outside(MemoryBackend):
     async def submit(self, spec: Mapping[str, Any], token: str) -> str:
         if spec.get("rejects"):
             raise SubmitRejected("nobody wants it")
-        external_id = await super().submit(spec, token)
-        if spec.get("vanishes"):
-            del self.jobs[external_id], self._by_token[token]
+        try:
+            external_id = await super().submit(spec, token)
+        finally:
+            if spec.get("vanishes"):  # also where the answer is lost, and it would be found by its token
+                for made in self._by_token.pop(token, ()):
+                    del self.jobs[made]
         if spec.get("fails_by") and random.random() < 0.7:
             self.advance(external_id, Phase.FAILED, "out of it", cause=spec["fails_by"])
         return external_id
