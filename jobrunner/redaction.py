@@ -62,7 +62,8 @@ _AUTHORIZATION = re.compile(
     r"\b(?:proxy-)?authorization\s*[:=]\s*(?:bearer\s+|basic\s+)?(?P<value>[^\s'\"]+)", re.IGNORECASE
 )
 _PAIR = re.compile(
-    r"(?P<name>[A-Za-z_][\w.-]*)(?:['\"]\s*[:=]\s*|\s*:\s+|:(?=['\"]))['\"]?(?!\$\{env:)[^\s'\",}\]]"
+    r"(?P<name>[A-Za-z_][\w.-]*)(?:['\"]\s*[:=]\s*|\s*:\s+|:(?=['\"]))(?!['\"]?\$\{env:)"
+    r"(?:\"(?P<double>[^\"]+)|'(?P<single>[^']+)|(?:(?i:bearer|basic)\s+)?(?P<bare>[^\s'\",}\]]+))"
 )
 """A name and its value as JSON, YAML and headers have them; `auth:8000` is a host and its port."""
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -129,6 +130,9 @@ def _remember(value: object, *, is_secret: bool) -> None:
             password, at, _ = found["rest"].rpartition("@")
             if at:
                 remember(unquote(password))
+        else:  # a table where a name or a path is wanted
+            for secret in _secret_pairs(value):
+                remember(secret)
 
 
 def mask_value(key: str, value: object) -> str:
@@ -146,7 +150,7 @@ def mask_value(key: str, value: object) -> str:
     text = "" if value is None else str(value)
     if text and looks_secret(key) and not is_reference(text):
         return MASK
-    if _PRIVATE_KEY.search(text) or _holds_secret_pair(text):
+    if _PRIVATE_KEY.search(text) or any(_secret_pairs(text)):
         return MASK
     if key.lower().endswith("url") and not _ANY_URL.match(text):
         text = _CONNINFO.sub(_masked_word, text)
@@ -155,9 +159,15 @@ def mask_value(key: str, value: object) -> str:
     return mask_url(text)
 
 
-def _holds_secret_pair(text: str) -> bool:
-    """Whether a text holds `"client_secret": ...`: a table that could not be read as one, or a header."""
-    return any(looks_secret(found["name"]) for found in _PAIR.finditer(text))
+def _secret_pairs(text: str) -> Iterator[str]:
+    """Yield the secrets of a text that is a table, a header, or meant as one: `"client_secret": ...`."""
+    pairs = [
+        (found["name"], found["double"] or found["single"] or found["bare"]) for found in _PAIR.finditer(text)
+    ]
+    named = any(name.lower() in {"name", "key"} and looks_secret(value) for name, value in pairs)
+    for name, value in pairs:
+        if looks_secret(name) or (named and name.lower() == "value"):
+            yield value.removeprefix("Bearer ").removeprefix("Basic ")
 
 
 def _named_by(value: Mapping[object, object]) -> str:

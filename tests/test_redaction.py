@@ -1,7 +1,7 @@
 import pytest
 
-from jobrunner.known_secrets import MASK
-from jobrunner.redaction import find_secret, looks_secret, mask_url, mask_value
+from jobrunner.known_secrets import MASK, without_secrets
+from jobrunner.redaction import find_secret, looks_secret, mask_url, mask_value, remember_secrets
 
 
 @pytest.mark.parametrize(
@@ -227,3 +227,29 @@ def test_a_mistyped_url_shows_its_password_no_more_than_a_right_one(url: str) ->
     shown = mask_value("database_url", url)
     assert "hunter2" not in shown
     assert MASK in shown
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '{"url": "http://a", "client_secret": "hunter2/Horse"',
+        "{'client_secret': 'hunter2/Horse'}",
+        '{client_secret: "hunter2/Horse"}',
+        "{token: hunter2/Horse}",
+        '[{"name": "DB_PASSWORD", "value": "hunter2/Horse"}]',
+        '["Authorization: Bearer hunter2/Horse"]',
+        '"token": "hunter2/Horse"',
+    ],
+)
+def test_a_secret_in_a_table_where_a_path_is_wanted_is_masked_and_repeated_by_no_message(table: str) -> None:
+    assert mask_value("data_dir", table) == MASK
+    assert mask_value("token_file", table) == MASK
+    remember_secrets({"token_file": table})
+    assert "hunter2" not in without_secrets(f"there is no file /srv/{table.replace('//', '/')}")
+
+
+@pytest.mark.parametrize(
+    "text", ["/srv/token.d/x", "auth:8000", '{"name": "LEVEL", "value": "info"}', "a: b"]
+)
+def test_what_names_no_secret_is_shown(text: str) -> None:
+    assert mask_value("data_dir", text) == text

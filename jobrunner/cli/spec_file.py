@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from jobrunner.errors import SpecError
 from jobrunner.paths import LARGEST_FILE, read_file
+from jobrunner.text import BITS_MOST
 
 _PIPE_S = 10.0  # for each piece of what a pipe brings, such as `--spec <(make-spec)`
 _DEEPEST = 32
@@ -132,6 +133,8 @@ def check_values(spec: dict[str, Any], shown: str) -> None:
             left += [(f"{path}[{index}]", item, depth + 1) for index, item in enumerate(value)]
         elif isinstance(value, str):
             _check_text(shown, path, value)
+        elif isinstance(value, int) and value.bit_length() > BITS_MOST:
+            raise SpecError(f"{shown}: {path} is a number too long to be stored: write it as a text.")
         elif not isinstance(value, int | float | None) or (
             isinstance(value, float) and not math.isfinite(value)
         ):

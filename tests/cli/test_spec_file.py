@@ -79,6 +79,12 @@ REFUSED: dict[str, tuple[str | bytes, str, *tuple[str, ...]]] = {
     "an endless number": ('{"a": 1e999}', "f", "f: a is inf"),
     "a number of thousands of digits": ('{"a": ' + "1" * 5000 + "}", "f", "f: ", "4300 digits"),
     "such a number in YAML": ("a: " + "1" * 5000, "f", "f: ", "too long"),
+    "such a number in hexadecimal": ("a: 0x" + "f" * 5000, "f", "f: a is a number too long"),
+    "a number that no database keeps": (
+        '{"a": {"b": ' + "1" * 1300 + "}}",
+        "f",
+        "f: a.b is a number too long",
+    ),
     "an unknown alias": ("a: *b\n", "f", "f, line 1", "undefined alias"),
     "a list within itself": ("a: &a [*a]\n", "f", "f: nested too deeply"),
     "a mapping within itself": ("a: &a\n  b: *a\n", "f", "f: nested too deeply"),

@@ -352,7 +352,7 @@ _url = st.builds(
 def test_any_url_is_used_or_refused_in_one_sentence(url: str, variable: str) -> None:
     # A path is no secret, whatever it looks like, and nor is a value of which a password is the rest.
     assume(not ("?mode=" in url and "?password=" in url))
-    assume(not (url.startswith("sqlite") and "s3cr3t" in url.partition("?")[0]))
+    assume(not (url.strip().lower().startswith("sqlite") and "s3cr3t" in url.partition("?")[0]))
     with _surroundings({variable: url, "JOBRUNNER_CONNECT_TIMEOUT_S": "1"}, None):
         try:
             settings = module.get_settings()
