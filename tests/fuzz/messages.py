@@ -10,6 +10,7 @@ from tests.fuzz.texts import SECRET
 
 _LEAST = 20
 _CLASS_OF_ERROR = re.compile(r"\b(?:[a-z_]+\.)*[A-Z][A-Za-z]+(?:Error|Exception)\b")
+_NAMED = re.compile(r'"[^"]*"')  # what somebody else has named, such as a setting that is none
 _UNFORESEEN = re.compile(r"unexpected [A-Z]")  # how the command line names what nobody foresaw
 _LEAKS = ("Traceback", "<object", "NoneType", "has no attribute", "not subscriptable", "(builtins.")
 _PARTS_OF_SECRET = tuple(part for part in re.split(r"[/?#]", SECRET) if len(part) > 3)
@@ -27,7 +28,7 @@ def ensure_message(text: str, *names: str, quotes: str = "") -> None:
     for leak in _LEAKS:
         assert leak not in own, f"{leak!r} in {text!r}"
     assert not _UNFORESEEN.search(own), text
-    found = _CLASS_OF_ERROR.search(own)
+    found = _CLASS_OF_ERROR.search(_NAMED.sub("", own))
     assert found is None, f"the class of an error in {text!r}"
     ensure_no_secret(text)
     assert not names or any(name in text for name in names), f"none of {names} is named in {text!r}"
