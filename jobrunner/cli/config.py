@@ -9,6 +9,7 @@ from jobrunner.cli.options import json_option
 @json_option
 def config(*, as_json: bool) -> None:
     """Show the settings that are in force and where each was set; secrets are masked."""
+    from jobrunner.cli.exits import tell
     from jobrunner.cli.output import Column, say_json, say_table, word
     from jobrunner.errors import SettingsError
     from jobrunner.settings import get_settings
@@ -22,4 +23,4 @@ def config(*, as_json: bool) -> None:
     try:
         word(f"The database is {settings.database.shown}")
     except SettingsError as error:
-        word(f"jobrunner: {error}")
+        tell(error)

@@ -90,7 +90,7 @@ def tell(error: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE) and not isinstance(error, click.ClickException):
         _print_traceback(error, error.__traceback__)
     sentence, code = _told(error)
-    word(f"jobrunner: {_ended(without_secrets(sentence))}")
+    word(f"jobrunner: {as_sentence(without_secrets(sentence))}")
     return code
 
 
@@ -109,12 +109,13 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def _of_click(error: click.ClickException) -> str:
-    message = _ended(one_line(error.format_message()).rstrip("."))
+    message = as_sentence(one_line(error.format_message()).rstrip("."))
     context = getattr(error, "ctx", None)
     return message if context is None else f"{message} See `{context.command_path} --help`."
 
 
-def _ended(sentence: str) -> str:
+def as_sentence(sentence: str) -> str:
+    """Return what is said to a person with a full stop, unless it ends as a sentence does."""
     return sentence if sentence[-1:] in {".", "?", "!", "`"} else f"{sentence}."
 
 

@@ -95,7 +95,7 @@ def _finish(alone: list[int], attended: list[int], *, wait: bool, as_json: bool)
 
 def _code_of_end(row: "RowMapping", error: "JobrunnerError | None") -> int:
     """Return the exit code, and say of a job that is left who cancels it."""
-    from jobrunner.cli.exits import ExitCode, code_of
+    from jobrunner.cli.exits import ExitCode, as_sentence, code_of
     from jobrunner.cli.output import word
     from jobrunner.errors import JobEndedBadly, Released, WaitTimeout
 
@@ -112,7 +112,8 @@ def _code_of_end(row: "RowMapping", error: "JobrunnerError | None") -> int:
             f"to be killed, and a worker, or `jobrunner attach {job_id}`, goes on to cancel it"
         )
     else:
-        word(f"jobrunner: job {job_id} is marked to be killed, but cannot be cancelled from here: {error}")
+        said = f"job {job_id} is marked to be killed, but cannot be cancelled from here: {error}"
+        word(f"jobrunner: {as_sentence(said)}")
     return ExitCode.FAILED
 
 

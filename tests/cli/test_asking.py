@@ -334,6 +334,16 @@ def test_kill_cancels_from_here_what_nobody_watches(jobrunner: CommandLine) -> N
     assert f"job {job_id} killed" in answer.out
 
 
+def test_kill_says_in_a_sentence_that_a_connection_is_not_configured_here(jobrunner: CommandLine) -> None:
+    put(jobrunner, "running", job_type="BatchMonitorJob", beat="-5 minutes", external_id="1")
+    with closing(sqlite3.connect(jobrunner.database)) as connection, connection:
+        connection.execute("UPDATE job SET connection = 'nowhere', submit_token = 't', adoptable = 1")
+    answer = jobrunner("kill", "1")
+    assert answer.code == 1
+    assert answer.says("cannot be cancelled from here", 'there is no connection "nowhere"')
+    assert answer.words.rstrip().endswith(".")
+
+
 def test_kill_says_what_it_cannot_cancel_and_leaves_the_flag(jobrunner: CommandLine) -> None:
     put(jobrunner, "running", job_type="NobodyKnowsIt", beat="-5 minutes")
     answer = jobrunner("kill", "1")
