@@ -112,9 +112,14 @@ class _Call:
     since_s: float
     """When it was given; once it is under way, when it was begun."""
 
-    def fail(self, why: str) -> None:
-        if not self.future.done():
-            self.future.set_exception(self.late(why))
+    def settle(self, value: Any, error: BaseException | None) -> None:
+        """Let the future have the outcome, unless it has one: it was late, or is not wanted any more."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(value)
+        else:
+            self.future.set_exception(error)
             self.future.exception()  # whoever called may be gone
 
 
@@ -183,13 +188,7 @@ class _Line:
         with self._guard:
             outcomes, self._outcomes = self._outcomes, []
         for call, value, error in outcomes:
-            if call.future.done():
-                continue
-            if error is None:
-                call.future.set_result(value)
-            else:
-                call.future.set_exception(error)
-                call.future.exception()  # whoever called may be gone
+            call.settle(value, error)
 
     def _look_later(self) -> None:
         if self._timer is None:
@@ -207,7 +206,7 @@ class _Line:
             self._threads += is_slow
             self._returned = 0
         for call, why in late:
-            call.fail(f"{why} within {call.within_s:g} s")
+            call.settle(None, call.late(f"{why} within {call.within_s:g} s"))
         if is_slow:
             _spare.run(self._serve)
         if self._waiting or any(not call.future.done() for call in self._under_way.copy()):

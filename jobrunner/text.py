@@ -16,8 +16,6 @@ _T = TypeVar("_T")
 
 TEXT_MOST = 65_536
 """The most characters that a message, a reason or any other text of others keeps."""
-BITS_MOST = 4_000
-"""Bits of a whole number in JSON: PostgreSQL takes longer ones, Python prints none over 4,300 digits."""
 DETAIL_MOST = 65_536
 """The most characters, about, that a job's `detail` keeps."""
 
@@ -25,6 +23,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DEPTH_MOST = 100
+_BITS_MOST = 4_000  # PostgreSQL takes longer numbers, Python refuses to print those over 4,300 digits
 _PART_MOST = 4_000  # characters of one value in a detail that is too large
 _VALUES_MOST = 1_000_000
 _DETAIL_VALUES_MOST = DETAIL_MOST
@@ -133,7 +132,7 @@ def _size(value: Any, most: int | None, count: _Count, depth: int = 0) -> int | 
     if kind is dict or kind is list:
         return _size_of_container(value, most, count, depth) if depth < _DEPTH_MOST else None
     if kind is int:
-        return 8 if value.bit_length() <= BITS_MOST else None
+        return 8 if value.bit_length() <= _BITS_MOST else None
     if kind is float:
         return 8 if math.isfinite(value) else None
     return 4 if value is None or kind is bool else None
@@ -161,7 +160,7 @@ def _plain(value: Any, most: int | None, count: _Count, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return int(value) if value.bit_length() <= BITS_MOST else f"a number of {value.bit_length()} bits"
+        return int(value) if value.bit_length() <= _BITS_MOST else f"a number of {value.bit_length()} bits"
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     if isinstance(value, Mapping | list | tuple):
@@ -232,7 +231,7 @@ def _flaw_of_text(value: str) -> str | None:
 def _flaw_of_scalar(value: object) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}, which is not a JSON number,"
-    if isinstance(value, int) and value.bit_length() > BITS_MOST:
+    if isinstance(value, int) and value.bit_length() > _BITS_MOST:
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, int | float):
         return None

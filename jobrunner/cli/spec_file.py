@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from jobrunner.errors import SpecError
 from jobrunner.paths import LARGEST_FILE, read_file
-from jobrunner.text import BITS_MOST
+from jobrunner.text import flaw_in
 
 _PIPE_S = 10.0  # for each piece of what a pipe brings, such as `--spec <(make-spec)`
 _DEEPEST = 32
@@ -133,7 +133,7 @@ def check_values(spec: dict[str, Any], shown: str) -> None:
             left += [(f"{path}[{index}]", item, depth + 1) for index, item in enumerate(value)]
         elif isinstance(value, str):
             _check_text(shown, path, value)
-        elif isinstance(value, int) and value.bit_length() > BITS_MOST:
+        elif isinstance(value, int) and flaw_in(value) is not None:
             raise SpecError(f"{shown}: {path} is a number too long to be stored: write it as a text.")
         elif not isinstance(value, int | float | None) or (
             isinstance(value, float) and not math.isfinite(value)
