@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from jobrunner.backends.base import (
 )
 from jobrunner.backends.process import ProcessBackend, log_path, wrapper
 from jobrunner.backends.process.records import CancelRecord, ExitRecord, RecordDirectory
-from jobrunner.backends.process.tree import Snapshot, processes_of, send
+from jobrunner.backends.process.tree import Snapshot, processes_of, send, stand_in
 from jobrunner.clock import monotonic_s
 from jobrunner.errors import BackendError, SubmitRejected, SubmitTooLate
 from jobrunner.identity import ProcessIdentity, host_id, process_table
@@ -535,7 +536,7 @@ def has_message(jobs: Jobs, external_id: str, *words: str) -> Observation:
 
 @VANISHED
 def test_a_job_whose_records_are_gone_goes_on_while_its_processes_live(jobs: Jobs, what: str) -> None:
-    it = jobs.submit(jobs.sh("echo $$; sleep 60"))
+    it = jobs.submit(jobs.sh("echo $$; exec sleep 60"))
     command = alive(int(jobs.until_printed(it)[0]))
     wrapper_of_it = alive(wrapper_pid(it))
     vanish(it, what)
@@ -548,6 +549,22 @@ def test_a_job_whose_records_are_gone_goes_on_while_its_processes_live(jobs: Job
     gone = until(lambda: a if isinstance(a := jobs.look(it), Gone) else None)
     assert "none of its processes lives" in gone.reason
     assert not gone.certain
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_command_of_a_job_without_records_is_what_started_the_rest(jobs: Jobs, *, turned: bool) -> None:
+    """The clock of the process table is coarse, and its lines come in any order."""
+    it = jobs.submit(jobs.sh("echo $$; sleep 60 & echo $!; wait"))
+    command, child = (int(line) for line in jobs.until_printed(it, 2))
+    table = process_table()
+    started = table[command].started
+    parents = {command: table[command].parent, child: command}
+    if turned:  # after a turn of the pids, a child's may be the lower one
+        parents = {child: table[command].parent, command: child}
+    same_tick = {pid: replace(table[pid], started=started, parent=parent) for pid, parent in parents.items()}
+    found = stand_in(RecordDirectory(it), (), Snapshot(dict(reversed(same_tick.items()))))
+    assert found is not None
+    assert found.command == (next(iter(parents)), started)
 
 
 @VANISHED

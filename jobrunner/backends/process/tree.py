@@ -3,7 +3,7 @@
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 from jobrunner.backends.process.records import Mark, RecordDirectory, RecordError, StartRecord
@@ -116,20 +116,27 @@ def stand_in(directory: RecordDirectory, known: Iterable[Mark], snapshot: Snapsh
     """
     carrying = snapshot.carriers.get(directory.path, [])
     seen = [snapshot.by_mark[mark] for mark in known if mark in snapshot.by_mark]
-    live = sorted((each for each in (*carrying, *seen) if not each.has_ended), key=lambda each: each.started)
+    live = sorted((*carrying, *seen), key=lambda each: (each.started, each.pid))
+    live = [each for each in live if not each.has_ended]
     if not live:
         return None
-    marks = [(each.pid, each.started) for each in live]
-    wrappers = [mark for mark in marks if _is_wrapper(mark[0])]
-    commands = [mark for mark in marks if mark not in wrappers]
+    wrappers = [each for each in live if _is_wrapper(each.pid)]
+    commands = [each for each in live if each not in wrappers]
+    # The command started the rest: what it started in the same tick of the clock may have a lower pid.
+    pids = {each.pid for each in commands}
+    commands.sort(key=lambda each: each.parent in pids)
     return StartRecord(
         by="wrapper",
         at="",
         host=host_id(),
-        wrapper=wrappers[0] if wrappers else (0, 0),
-        command=commands[0] if commands else (0, 0),
+        wrapper=_first_mark(wrappers),
+        command=_first_mark(commands),
         stop_grace_s=DEFAULT_STOP_GRACE_S,
     )
+
+
+def _first_mark(stats: Sequence[ProcessStat]) -> Mark:
+    return (stats[0].pid, stats[0].started) if stats else (0, 0)
 
 
 def _is_wrapper(pid: int) -> bool:
