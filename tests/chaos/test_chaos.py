@@ -1,11 +1,10 @@
-"""The short form of `make chaos`: everything at once, for a while, another time each time."""
-
-import random
+"""The short form of `make chaos`: everything at once, for a while."""
 
 import pytest
 
 from tests.chaos.courses import blow
 from tests.chaos.report import report
+from tests.chaos.seeds import short_seed
 
 SECONDS = 30.0
 
@@ -15,7 +14,7 @@ SECONDS = 30.0
     [("postgresql", 1), ("sqlite", 2)],  # on PostgreSQL there are Dask's besides
 )
 def test_nothing_is_lost_or_done_twice_or_declared_dead_while_it_lives(database: str, workers: int) -> None:
-    seed = random.randrange(1_000_000)
+    seed = short_seed()
     said: list[str] = []
     verdict, faults = blow(
         database,
