@@ -87,13 +87,15 @@ class Beats:
         """Beat for a job from now on: claiming it was its first beat."""
         with self._lock:
             group = self._groups.get(owned.heartrate)
+            is_first = group is None
             if group is None:
                 group = self._groups[owned.heartrate] = _Group(Pacer(owned.heartrate))
                 self._beater.heartrate = min(self._groups)
             group.jobs[owned.job_id] = owned
         if self._has_let_go:
             self._begin_anew()
-        self._wake.set()
+        if is_first:  # for others of its rate, the next beat is waited for already
+            self._wake.set()
 
     def remove(self, owned: OwnedRow) -> None:
         """Beat no more for a job: after its terminal write, and when it is not ours any more."""

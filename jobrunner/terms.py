@@ -5,8 +5,10 @@ whose `__hash__` raises `SystemExit`. None of that may end a worker, stop its ev
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -49,6 +51,30 @@ class Terms:
     """The number of the way to the backend: jobs with the same one share it."""
     flaws: tuple[str, ...]
     """What the class says wrongly, and a default was taken for."""
+
+
+_ASKED_OF_EACH = (
+    *("own_way", "has_a_say", "judge", "look_interval_s", "heartbeat_callback", "on_kill"),
+    "backend_behind",
+)
+_SAID_BY_THE_CLASS: dict[str, set[type]] = {
+    "backend_kind": {str},
+    "runs_on_this_host": {bool},
+    "default_poll_interval": {int, float},
+    "make_backend": {classmethod},
+}
+
+
+def all_say_the_same(job_class: type) -> bool:
+    """Whether all jobs of a class and a connection have the same terms: it says nothing of its own on any.
+
+    To find that out runs none of its code.
+    """
+    if type(job_class) is not type(MonitorJob) or job_class.__getattribute__ is not object.__getattribute__:
+        return False
+    says: Callable[[str], Any] = partial(inspect.getattr_static, job_class)
+    asks_none = all(says(name) is inspect.getattr_static(MonitorJob, name) for name in _ASKED_OF_EACH)
+    return asks_none and all(type(says(name)) in kinds for name, kinds in _SAID_BY_THE_CLASS.items())
 
 
 class WayNumbers:

@@ -18,7 +18,7 @@ from jobrunner.logs import get_logger
 from jobrunner.outcome import Verdict, not_wanted
 from jobrunner.owned import OwnedJob, Source
 from jobrunner.states import JobState
-from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, ask_terms, made_backend
+from jobrunner.terms import ASK_S, MAKE_S, Terms, WayNumbers, all_say_the_same, ask_terms, made_backend
 from jobrunner.waiting_room import WaitingRoom
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Ways:
         self._answers = answers
         self._aside = Aside()
         self._numbers = WayNumbers()
+        self._known: dict[tuple[type, str | None], Terms] = {}
+        """Of classes and connections whose jobs all have the same terms."""
         self._channels: dict[int, Channel] = {}
         self._opening: dict[int, asyncio.Task[Channel]] = {}
         self._said = Once()
@@ -110,6 +112,8 @@ class Ways:
             finally:
                 terms.cancel()
             terms = terms.result()
+            if all_say_the_same(source.job_class):
+                self._known[source.job_class, source.connection] = terms
         self._warn(terms)
         channel = self._channels.get(terms.way)
         if channel is None:
@@ -125,6 +129,9 @@ class Ways:
         return True
 
     def _ask(self, source: Source) -> Terms | asyncio.Future[Terms]:
+        known = self._known.get((source.job_class, source.connection))
+        if known is not None:
+            return known
         settings = self._runner.database.settings
         return ask_terms(
             *(self._aside, source.job_class, source.make, source.connection, settings, self._numbers)

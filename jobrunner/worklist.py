@@ -15,6 +15,7 @@ from jobrunner.sqltypes import BlobText, age_s, alive, at_most
 from jobrunner.statements import (
     PROTOCOL,
     Owner,
+    any_of,
     in_spec,
     is_worker,
     may_claim,
@@ -287,26 +288,32 @@ class Silent:
 
 
 def silent(conn: Connection, judgeable: Judgeable, after: int, most: int) -> Silent:
-    """Return running jobs that have missed a beat, as far as one has to know them to judge them.
+    """Return running jobs that have missed a beat, as far as `sweeper.StandStill` has to know them.
 
     The first of those behind the id `after`, and not those whose rows somebody holds locked: their owners
     live, perhaps, and cannot beat.
     """
     job, _ = tables()
-    columns = (
-        *(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate),
-        *(job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
-        *(job.c.host_uid, job.c.external_id, job.c.submit_token),
-        *(job.c.submit_started_at, job.c.submit_baseline),
-    )
-    age, of_worker = age_s(job.c.latest_heartbeat).label("age_s"), is_worker(conn).label("is_worker")
-    statement = select(*columns, age, of_worker)
+    statement = select(job.c.id, job.c.runner_id, job.c.claims, job.c.latest_heartbeat, job.c.heartrate)
     # The cheap conditions first: SQLite takes them in this order, and an age is dear.
     are = (job.c.state == JobState.RUNNING, job.c.id > after, judgeable.condition(conn), _has_missed_a_beat())
     statement = statement.where(*are)
     found = conn.execute(_unless_locked(conn, statement.order_by(job.c.id).limit(most)))
     answered_s = monotonic_s()
     return Silent(list(found.mappings()), answered_s)
+
+
+def orphans(conn: Connection, ids: Collection[int]) -> list[RowMapping]:
+    """Return what orphans are judged by, of those of these jobs that there are, in any order."""
+    job, _ = tables()
+    columns = (
+        *(job.c.id, job.c.job_type, job.c.connection, job.c.adoptable, job.c.host_id, job.c.hostname),
+        *(job.c.host_uid, job.c.external_id, job.c.submit_token),
+        *(job.c.submit_started_at, job.c.submit_baseline),
+    )
+    age, of_worker = age_s(job.c.latest_heartbeat).label("age_s"), is_worker(conn).label("is_worker")
+    statement = select(*columns, age, of_worker).where(any_of(conn, ids))
+    return list(conn.execute(statement).mappings())
 
 
 def is_silent(conn: Connection, job_id: int) -> bool:

@@ -19,10 +19,10 @@ from sqlalchemy import (
     Table,
     Text,
     Update,
-    all_,
     and_,
     any_,
     bindparam,
+    cast,
     func,
     insert,
     literal,
@@ -36,7 +36,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from jobrunner import identity, registry
 from jobrunner.database import Base
 from jobrunner.errors import JobNotFound
-from jobrunner.sqltypes import db_now
+from jobrunner.sqltypes import IdArray, db_now
 from jobrunner.statements.given import given_rows
 from jobrunner.states import JobState
 
@@ -170,22 +170,24 @@ def now(conn: Connection) -> dt.datetime:
 def in_ids(dialect: str) -> Any:
     job, _ = tables()
     if dialect == "postgresql":
-        # One array, not an expanded IN list: it is parsed once, however many there are. Sent as text,
-        # which the server turns into numbers sooner than the driver turns a list into an array.
-        return job.c.id == any_(bindparam("ids", type_=Text).cast(ARRAY(BigInteger)))
+        # One array, not an expanded IN list: it is parsed once, however many there are.
+        return job.c.id == any_(cast(bindparam("ids", type_=IdArray()), IdArray()))
     values = func.json_each(bindparam("ids")).table_valued("value")
     return job.c.id.in_(select(values.c.value))
 
 
+def any_of(conn: Connection, ids: Collection[int]) -> Any:
+    """Return the condition that a job is one of these, however many."""
+    job, _ = tables()
+    listed = id_list(conn, ids)
+    if conn.dialect.name == "postgresql":
+        return job.c.id == any_(cast(literal(listed, IdArray()), IdArray()))
+    return job.c.id.in_(select(func.json_each(listed).table_valued("value").c.value))
+
+
 def none_of(conn: Connection, ids: Collection[int]) -> list[Any]:
     """Return the condition that a job is none of these, however many; nothing where there are none."""
-    if not ids:
-        return []
-    job, _ = tables()
-    listed = literal(id_list(conn, ids), Text)
-    if conn.dialect.name == "postgresql":
-        return [job.c.id != all_(listed.cast(ARRAY(BigInteger)))]
-    return [job.c.id.not_in(select(func.json_each(listed).table_valued("value").c.value))]
+    return [~any_of(conn, ids)] if ids else []
 
 
 def one_of(conn: Connection, column: Any, texts: Collection[str]) -> Any:

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Collection, Mapping
-from functools import partial
+from functools import cache, partial
 
 from sqlalchemy import Connection, RowMapping
 
@@ -69,7 +69,8 @@ class Sweeping:
         self._still.keep(others.keys(), after, look.until)
         before_s, self._looked_s = self._looked_s, monotonic_s()
         looks = ((row, self._still.look(row, took_s, before_s)) for row, took_s in others.values())
-        orphans = [(row, seen) for row, seen in looks if seen is not None]
+        sighted = {row["id"]: seen for row, seen in looks if seen is not None}
+        orphans = await self._of_sighted(sighted)
         unseen = await self._unseen([row for row, _ in orphans])
         to_adopt, to_start, to_lose = self._judged(orphans, unseen)
         if to_lose and not await self._means.act(to_lose, partial(_lose, why=to_lose)):
@@ -106,6 +107,13 @@ class Sweeping:
             )
         return self._judgeable
 
+    async def _of_sighted(self, sighted: Mapping[int, Sighting]) -> list[tuple[RowMapping, Sighting]]:
+        """Return the orphans with what they are judged by: asked only of them, as the silent are many."""
+        if not sighted:
+            return []
+        rows = await self._means.read(worklist.orphans, sighted.keys())
+        return [(row, sighted[row["id"]]) for row in rows]
+
     def _beats_on_time(self) -> bool:
         """Whether the database was there all the while: else it has kept others from beating, too."""
         itself = self._means.itself
@@ -118,11 +126,6 @@ class Sweeping:
     def _is_given_up(self, row: RowMapping) -> bool:
         """Whether an orphan whose work cannot be seen is lost by now: not while its processes live here."""
         return self._is_late(row) and not self._has_lived(row["id"])
-
-    def _is_for_others(self, row: RowMapping) -> bool:
-        is_watched = row["submit_token"] is not None
-        why = self._means.serving.why_not(row["job_type"], row["connection"], is_watched=is_watched)
-        return why is not None
 
     def _has_lived(self, job_id: int) -> bool:
         return monotonic_s() - self._lived_s.get(job_id, -math.inf) <= _LIVES_S
@@ -151,21 +154,24 @@ class Sweeping:
         self, orphans: list[tuple[RowMapping, Sighting]], unseen: Mapping[int, str]
     ) -> tuple[list[tuple[RowMapping, Sighting]], list[Sighting], dict[Sighting, str]]:
         """Tell the orphans to watch, to run again, and to lose, of those that are ours to judge."""
-        serving, code = self._means.serving, self._means.code
+        serving, code, uid = self._means.serving, self._means.code, identity.uid()
+        # Thousands of them have the same host, and are of the same kind.
+        can_serve, why_not = cache(identity.can_serve), cache(serving.why_not)
+        is_monitored = cache(serving.is_monitored)
         to_adopt: list[tuple[RowMapping, Sighting]] = []
         to_start: list[Sighting] = []
         to_lose: dict[Sighting, str] = {}
         for row, seen in orphans:
             if not row["adoptable"]:
                 to_lose[seen] = why_lost(row, is_worker=row["is_worker"])
-            elif row["id"] in unseen or not identity.can_serve(row["host_id"]):
+            elif row["id"] in unseen or not can_serve(row["host_id"]):
                 if self._is_given_up(row):
                     to_lose[seen] = why_given_up(row, row["age_s"], unseen.get(row["id"]))
-            elif row["host_uid"] not in {None, identity.uid()}:
+            elif row["host_uid"] is not None and row["host_uid"] != uid:
                 continue  # only that user's workers may
-            elif self._is_for_others(row):
+            elif why_not(row["job_type"], row["connection"], is_watched=row["submit_token"] is not None):
                 continue
-            elif serving.is_monitored(row["job_type"]):
+            elif is_monitored(row["job_type"]):
                 to_adopt.append((row, seen))
             elif not code.is_resting(seen.job_id):
                 to_start.append(seen)

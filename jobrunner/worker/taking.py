@@ -1,7 +1,7 @@
 """Taking monitor jobs: how many a worker takes in one round, and owning what it has claimed."""
 
 import asyncio
-from functools import partial
+from functools import cache, partial
 
 from sqlalchemy import RowMapping
 
@@ -73,6 +73,7 @@ class Taking:
         """
         runner, serving = self._means.runner, self._means.serving
         unseen = await self._means.sight.unseen(rows)
+        group_of = cache(serving.group_of)
         for number, row in enumerate(rows):
             claim = Claim(row["id"], runner.owner.runner_id, row["claims"])
             why = why_unreadable(row, is_monitored=True)
@@ -90,7 +91,7 @@ class Taking:
             assert job_class is not None  # only such are claimed
             on_refused = partial(self._refuse, row["id"], kind)
             owned = runner.own(claim, row, job_class, partial(object_of, row), on_refused)
-            self.windows.add(serving.group_of(*kind), owned)
+            self.windows.add(group_of(*kind), owned)
             if number % 100 == 99:  # noqa: PLR2004  # the loop has other things to do
                 await asyncio.sleep(0)
         await self._telling.tell()
