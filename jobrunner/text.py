@@ -94,7 +94,7 @@ def storable_json(value: Any, most: int | None = TEXT_MOST) -> Any:
 
 def storable_detail(value: object) -> dict[str, Any]:
     """Return what a backend gave as a detail, as a bounded JSON object."""
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         value = {"detail": value}
     size = _size(value, TEXT_MOST, _Count(_DETAIL_VALUES_MOST))
     if size is not None and size <= DETAIL_MOST and type(value) is dict:
@@ -142,18 +142,30 @@ def _size_of_container(value: Any, most: int | None, count: _Count, depth: int) 
     count.left -= len(value)
     if count.left < 0:
         return None
+    texts: list[str] = []
     total = 2
     for each in value.values() if type(value) is dict else value:
-        size = _size(each, most, count, depth + 1)
-        if size is None:
+        if type(each) is str:
+            texts.append(each)
+        elif each is None:
+            total += 6
+        elif (size := _size(each, most, count, depth + 1)) is None:
             return None
-        total += size + 2
+        else:
+            total += size + 2
     if type(value) is dict:
-        for key in value:
-            if type(key) is not str or key != storable(key, most):
-                return None
-            total += len(key) + 2
-    return total
+        if not all(type(key) is str for key in value):
+            return None
+        texts += value
+    return total + sum(map(len, texts)) + 4 * len(texts) if _are_storable(texts, most) else None
+
+
+def _are_storable(texts: list[str], most: int | None) -> bool:
+    """Whether all of these can be stored as they are: most often that is seen at once."""
+    every = "".join(texts)
+    if every.isascii() and "\0" not in every and (most is None or len(every) <= most):
+        return True
+    return all(text == storable(text, most) for text in texts)
 
 
 def _plain(value: Any, most: int | None, count: _Count, depth: int = 0) -> Any:

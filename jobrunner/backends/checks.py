@@ -7,7 +7,9 @@ otherwise no answer: it must not reach the poller, a runner or the database as i
 import datetime as dt
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from jobrunner.backends.base import Absent, Found, Gone, LogLine, Observation, RemoteError, Unsure
@@ -53,6 +55,7 @@ def fetched(answers: object, ids: Iterable[str], say: Say) -> dict[str, Answer]:
     return {each: _fetched_one(answers, each, say) for each in ids}
 
 
+_FIELDS_OF = operator.attrgetter(*(each.name for each in fields(Observation)))
 _MISSING = RemoteError("not answered for")
 
 
@@ -85,19 +88,23 @@ def observed(observation: Observation, say: Say) -> Observation | RemoteError:
             return RemoteError(f"the backend gave no known phase: {shown(phase)}")
         say(f"the phase is {type(phase).__name__}, not Phase")
         phase = Phase(phase)
-    state, message = (
+    sound = (
+        phase,
         _words(given.external_state, "external_state", say),
         _words(given.message, "message", say),
+        _detail(given.detail, say),
+        _truth(given.has_run, say),
+        _cause(given.cause, say),
     )
-    detail = _detail(given.detail, say)
-    cause, has_run = _cause(given.cause, say), _truth(given.has_run, say)
-    return Observation(phase, state, message, detail, has_run, cause)
+    if type(observation) is Observation and all(map(operator.is_, sound, _FIELDS_OF(observation))):
+        return observation  # as most are
+    return Observation(*sound)
 
 
 def _detail(value: Any, say: Say) -> dict[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         say(f"the detail is {type(value).__name__}, not a mapping")
     return storable_detail(value)
 
