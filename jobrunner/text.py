@@ -9,7 +9,7 @@ with `flaw_in` where it is given, and refused.
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -78,6 +78,14 @@ def storable(value: object, most: int | None = TEXT_MOST) -> str:
     if "\0" in text:
         text = text.replace("\0", _REPLACEMENT)
     return text if most is None or len(text) <= most else text[: most - 1] + _ELLIPSIS
+
+
+def are_storable(texts: Sequence[str], most: int | None = TEXT_MOST) -> bool:
+    """Whether all of these are as `storable` returns them: most often, that is seen at once."""
+    every = "".join(texts)
+    if every.isascii() and "\0" not in every and (most is None or len(every) <= most):
+        return True
+    return all(text == storable(text, most) for text in texts)
 
 
 def _escaped(found: re.Match[str]) -> str:
@@ -157,15 +165,7 @@ def _size_of_container(value: Any, most: int | None, count: _Count, depth: int) 
         if not all(type(key) is str for key in value):
             return None
         texts += value
-    return total + sum(map(len, texts)) + 4 * len(texts) if _are_storable(texts, most) else None
-
-
-def _are_storable(texts: list[str], most: int | None) -> bool:
-    """Whether all of these can be stored as they are: most often that is seen at once."""
-    every = "".join(texts)
-    if every.isascii() and "\0" not in every and (most is None or len(every) <= most):
-        return True
-    return all(text == storable(text, most) for text in texts)
+    return total + sum(map(len, texts)) + 4 * len(texts) if are_storable(texts, most) else None
 
 
 def _plain(value: Any, most: int | None, count: _Count, depth: int = 0) -> Any:

@@ -7,15 +7,13 @@ otherwise no answer: it must not reach the poller, a runner or the database as i
 import datetime as dt
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from jobrunner.backends.base import Absent, Found, Gone, LogLine, Observation, RemoteError, Unsure
 from jobrunner.errors import BackendDefect, words_of
 from jobrunner.states import Phase
-from jobrunner.text import brief, flaw_in, storable, storable_detail, text_of
+from jobrunner.text import are_storable, brief, flaw_in, storable, storable_detail, text_of
 
 Answer = Observation | Gone | RemoteError
 Say = Callable[[str], None]
@@ -55,7 +53,6 @@ def fetched(answers: object, ids: Iterable[str], say: Say) -> dict[str, Answer]:
     return {each: _fetched_one(answers, each, say) for each in ids}
 
 
-_FIELDS_OF = operator.attrgetter(*(each.name for each in fields(Observation)))
 _MISSING = RemoteError("not answered for")
 
 
@@ -82,23 +79,33 @@ def answer_of(answer: object, say: Say) -> Answer:
 def observed(observation: Observation, say: Say) -> Observation | RemoteError:
     """Return an observation whose fields are of the right types, or an error for one without a phase."""
     given: Any = observation  # whatever its annotations say, its fields may hold anything
+    if _is_sound(given):  # as most are
+        return observation
     phase = given.phase
     if not isinstance(phase, Phase):
         if not isinstance(phase, str) or phase not in list(Phase):
             return RemoteError(f"the backend gave no known phase: {shown(phase)}")
         say(f"the phase is {type(phase).__name__}, not Phase")
         phase = Phase(phase)
-    sound = (
-        phase,
+    state, message = (
         _words(given.external_state, "external_state", say),
         _words(given.message, "message", say),
-        _detail(given.detail, say),
-        _truth(given.has_run, say),
-        _cause(given.cause, say),
     )
-    if type(observation) is Observation and all(map(operator.is_, sound, _FIELDS_OF(observation))):
-        return observation  # as most are
-    return Observation(*sound)
+    detail = _detail(given.detail, say)
+    cause, has_run = _cause(given.cause, say), _truth(given.has_run, say)
+    return Observation(phase, state, message, detail, has_run, cause)
+
+
+def _is_sound(given: Any) -> bool:
+    """Whether each field is of its very type, and can be stored as it is."""
+    kinds = (type(given), type(given.phase), type(given.has_run), type(given.detail))
+    texts = (given.external_state, given.message, given.cause)
+    return (
+        kinds == (Observation, Phase, bool, dict)
+        and all(type(text) is str for text in texts)
+        and are_storable(texts)
+        and (not given.detail or storable_detail(given.detail) is given.detail)
+    )
 
 
 def _detail(value: Any, say: Say) -> dict[str, Any]:
