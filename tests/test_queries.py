@@ -55,6 +55,7 @@ QUESTIONS: dict[str, Ask] = {
     "workers of known types": lambda conn: worklist.workers(conn, 2.1, ["WorkerJob", "NightWorker"]),
     "kinds of silent jobs": worklist.silent_kinds,
     "silent jobs": lambda conn: worklist.silent(conn, JUDGEABLE, 20_010, 100),
+    "orphans": lambda conn: worklist.orphans(conn, [7, 8]),
     "unreadable jobs": lambda conn: worklist.unreadable(conn, OWNER, [1, 2, 3], 100),
 }
 
@@ -150,6 +151,26 @@ def test_a_rare_type_is_not_looked_for_among_all_rows(many_rows: Database) -> No
 def test_what_a_runner_has_to_kill_is_not_looked_for_among_all_that_it_runs(many_rows: Database) -> None:
     (plan,) = plans_of(many_rows, QUESTIONS["flagged"])
     assert "ix_job_runner_id" in plan, plan
+
+
+MANY_IDS = range(1, 2_001)
+OF_MANY: dict[str, Ask] = {
+    "orphans": lambda conn: worklist.orphans(conn, MANY_IDS),
+    "where they stand": lambda conn: statements.look(conn, MANY_IDS),
+    "whole rows": lambda conn: statements.get_many(conn, MANY_IDS),
+    "beats": lambda conn: statements.beat(conn, "a runner", MANY_IDS),
+    "others in the queue": lambda conn: worklist.candidates(conn, "Common", None, OWNER, [], MANY_IDS, 50),
+}
+
+
+@pytest.mark.parametrize("name", OF_MANY)
+def test_no_row_is_compared_with_one_id_after_the_other(many_rows: Database, name: str) -> None:
+    """PostgreSQL puts a constant array into a hash table, and goes through a text that it has to cast."""
+    plans = plans_of(many_rows, OF_MANY[name])
+    assert plans
+    for plan in plans:
+        assert "cstring" not in plan, plan
+        assert not many_rows.is_sqlite or "SCAN job" not in plan, plan
 
 
 def test_a_window_of_the_newest_rows_is_bounded(many_rows: Database) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from jobrunner import unexpected
+from jobrunner import statements, unexpected
 from jobrunner.aside import Aside, Late
 from jobrunner.cli.spelling import why_waiting
 from jobrunner.database import Database
 from jobrunner.errors import CodeError, SettingsError
 from jobrunner.models import BaseJob
+from jobrunner.models.base_job import object_of
 from jobrunner.runner import Runner
 from jobrunner.states import JobState
+from jobrunner.terms import all_say_the_same
 from jobrunner.testing import MemoryMonitorJob, Plan, use_backend
 from tests.helpers import an_owner, insert_job, row_of
 from tests.runner.support import SOON, a_job, an_outside, in_loop, soon, start
@@ -295,6 +297,57 @@ async def test_a_start_in_the_foreground_says_what_is_wrong_with_a_class_and_sto
         with pytest.raises(CodeError, match="own_way raised SystemExit: 4: correct the class"):
             await watching
     assert BaseJob.most_recent_job() is None
+
+
+@in_loop
+async def test_a_class_that_says_nothing_of_single_jobs_is_asked_once(sqlite_database: Database) -> None:
+    made: list[int] = []
+
+    def own(runner: Runner, job_class: type[MemoryMonitorJob]) -> None:
+        job_id = stored(sqlite_database, job_class)
+        with sqlite_database.write() as connection:
+            claim = statements.claim_queued(connection, job_id, runner.owner)
+            row = statements.get(connection, job_id)
+        assert claim is not None
+
+        def make() -> object:
+            made.append(job_id)
+            return object_of(row)
+
+        runner.own(claim, row, job_class, make)
+
+    def watched() -> int:
+        return sum(job.is_watched for job in runner.jobs.values())
+
+    with use_backend(an_outside()):
+        for attributes, objects in (({}, 1), ({"own_way": lambda _self: None}, 3)):
+            made.clear()
+            async with Runner(sqlite_database, an_owner()) as runner:
+                job_class = a_class(**attributes)
+                for number in range(1, 4):
+                    own(runner, job_class)
+                    await soon(lambda: watched() == number)  # noqa: B023
+                assert len(made) == objects
+                assert {job.poll_interval for job in runner.jobs.values()} == {0.05}
+
+
+@pytest.mark.parametrize("flaw", sorted(FLAWS.keys() - {"setattr", "new"}))  # both are of objects
+def test_to_find_out_whether_a_class_says_anything_of_single_jobs_runs_none_of_its_code(flaw: str) -> None:
+    assert not all_say_the_same(a_class(**FLAWS[flaw][0]))
+
+
+def test_a_class_that_says_something_in_another_way_is_asked_each_time() -> None:
+    class Meta(type(MemoryMonitorJob)):  # type: ignore[misc]
+        pass
+
+    odd = Meta(f"Attributed{next(_numbers)}", (MemoryMonitorJob,), {"__module__": __name__})
+    assert not all_say_the_same(odd)
+    assert not all_say_the_same(a_class(__getattribute__=exits))
+    assert not all_say_the_same(a_class(judge=lambda *_: None))
+    assert not all_say_the_same(a_class(on_kill=exits))
+    assert not all_say_the_same(a_class(heartbeat_callback=exits))
+    assert all_say_the_same(a_class(default_poll_interval=3))
+    assert all_say_the_same(MemoryMonitorJob)
 
 
 @in_loop
