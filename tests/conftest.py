@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,13 @@ from tests.postgres import Postgres
 from tests.stubs.batch_server import BatchStub, serving
 
 NewUrl = Callable[[], str]
+
+
+def pytest_configure() -> None:
+    """Take signals as a terminal's programs do: with `nohup` or `&` some are ignored, by children as well."""
+    for number, action in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
 
 
 @pytest.fixture(autouse=True)
