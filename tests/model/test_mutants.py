@@ -82,7 +82,7 @@ def test_a_runner_that_looks_at_half_of_a_row_that_did_not_come_back_is_caught(
 def test_no_statement_that_changes_a_job_is_left_out() -> None:
     reading = {"look", "flagged", "get", "get_many", "get_or_none", "held", "new_owner", "now", "tables"}
     reading |= {"judged_by", "held_rows", "holds", "may_judge", "new_runner_id"}
-    reading |= {"may_claim", "none_of", "one_of", "in_spec", "is_worker", "is_worker_row"}
+    reading |= {"may_claim", "any_of", "none_of", "one_of", "in_spec", "is_worker", "is_worker_row"}
     unguarded = {"store", "prune"}  # it inserts; and it deletes what nobody can own any more
     unguarded |= {"hold_live", "free", "say_held"}  # a person's, of rows that nobody may own meanwhile
     unguarded |= {"prove_writable", "promptly"}  # they change nothing
