@@ -43,7 +43,7 @@ def ask(*arguments: str, stdin: bytes = b"") -> Answer:
         assert len(told) == 1, answer
         assert answer.out == "" or _is_table(answer), answer
     for sentence in told:
-        ensure_sentence(sentence)
+        ensure_sentence(sentence, quotes=arguments)
     if "--json" in arguments and answer.out and not _shows_help(answer):
         for line in answer.out.rstrip("\n").split("\n"):
             json.loads(line, parse_constant=_refuse)

@@ -8,6 +8,7 @@ import pytest
 
 from jobrunner import statements
 from jobrunner.backends.base import Patience
+from jobrunner.clock import monotonic_s
 from jobrunner.database import Database
 from jobrunner.errors import DatabaseUnavailable
 from jobrunner.heartbeat import Beater
@@ -338,11 +339,12 @@ def test_the_first_cause_of_a_cancellation_stands_and_one_alone_asks(
         outside = an_outside(Plan(ignores_cancel=True))
         with use_backend(outside):
             async with a_runner(sqlite_database) as runner:
-                job = a_job(timeout=0.8)
+                job = a_job(timeout=5.0)
                 external_id, end = await watched(runner, outside, job)
                 job.request_kill()
                 await soon(lambda: outside.jobs[external_id].cancel_reasons)
-                await asyncio.sleep(0.8)
+                deadline_s = runner.jobs[job.id].deadline_s
+                await soon(lambda: monotonic_s() > deadline_s + 0.5)
                 outside.advance(external_id, Phase.CANCELLED)
                 assert await within(end) is JobState.KILLED
         assert begun == ["kill"]
