@@ -305,7 +305,9 @@ async def test_calls_wait_for_their_turn_while_others_are_slow(few_places: int) 
 
     calls = [hooks.call(job, "judge", partial(be_slow, number), 60.0) for number in range(5 * few_places)]
     await asyncio.gather(*(call.ended for call in calls))
-    assert called == list(range(5 * few_places))
+    assert sorted(called) == list(range(5 * few_places))
+    # Those that are under way at the same time may come in any order.
+    assert all(abs(number - place) <= 2 * few_places for place, number in enumerate(called)), called
     assert {call.why_not for call in calls} == {None}
     await hooks.close()
 
