@@ -165,6 +165,7 @@ def _size_of_container(value: Any, most: int | None, count: _Count, depth: int) 
         if not all(type(key) is str for key in value):
             return None
         texts += value
+        total -= 2 * len(value)  # what separates them is counted with the values
     return total + sum(map(len, texts)) + 4 * len(texts) if are_storable(texts, most) else None
 
 

@@ -40,8 +40,8 @@ class Ways:
         self._answers = answers
         self._aside = Aside()
         self._numbers = WayNumbers()
-        self._known: dict[tuple[type, str | None], Terms] = {}
-        """Of classes and connections whose jobs all have the same terms."""
+        self._known: dict[tuple[type, str | None], Terms | None] = {}
+        """The terms of all jobs of a class and a connection; None: each is asked for its own."""
         self._channels: dict[int, Channel] = {}
         self._opening: dict[int, asyncio.Task[Channel]] = {}
         self._said = Once()
@@ -112,8 +112,9 @@ class Ways:
             finally:
                 terms.cancel()
             terms = terms.result()
-            if all_say_the_same(source.job_class):
-                self._known[source.job_class, source.connection] = terms
+            kind = source.job_class, source.connection
+            if kind not in self._known:
+                self._known[kind] = terms if all_say_the_same(source.job_class) else None
         self._warn(terms)
         channel = self._channels.get(terms.way)
         if channel is None:

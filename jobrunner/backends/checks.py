@@ -111,7 +111,7 @@ def _is_sound(given: Any) -> bool:
 def _detail(value: Any, say: Say) -> dict[str, Any]:
     if value is None:
         return {}
-    if type(value) is not dict and not isinstance(value, Mapping):
+    if not isinstance(value, Mapping):
         say(f"the detail is {type(value).__name__}, not a mapping")
     return storable_detail(value)
 

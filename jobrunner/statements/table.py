@@ -168,21 +168,26 @@ def now(conn: Connection) -> dt.datetime:
 
 
 def in_ids(dialect: str) -> Any:
-    job, _ = tables()
-    if dialect == "postgresql":
-        # One array, not an expanded IN list: it is parsed once, however many there are.
-        return job.c.id == any_(cast(bindparam("ids", type_=IdArray()), IdArray()))
-    values = func.json_each(bindparam("ids")).table_valued("value")
-    return job.c.id.in_(select(values.c.value))
+    return _is_among(dialect, bindparam("ids", type_=_ids_type(dialect)))
 
 
 def any_of(conn: Connection, ids: Collection[int]) -> Any:
     """Return the condition that a job is one of these, however many."""
+    dialect = conn.dialect.name
+    return _is_among(dialect, literal(id_list(conn, ids), _ids_type(dialect)))
+
+
+def _is_among(dialect: str, listed: Any) -> Any:
+    """Return the condition that a job is in a list as `id_list` makes it."""
     job, _ = tables()
-    listed = id_list(conn, ids)
-    if conn.dialect.name == "postgresql":
-        return job.c.id == any_(cast(literal(listed, IdArray()), IdArray()))
+    if dialect == "postgresql":
+        # One array, not an expanded IN list: it is parsed once, however many there are.
+        return job.c.id == any_(cast(listed, IdArray()))
     return job.c.id.in_(select(func.json_each(listed).table_valued("value").c.value))
+
+
+def _ids_type(dialect: str) -> IdArray | Text:
+    return IdArray() if dialect == "postgresql" else Text()
 
 
 def none_of(conn: Connection, ids: Collection[int]) -> list[Any]:

@@ -127,6 +127,9 @@ class Sweeping:
         """Whether an orphan whose work cannot be seen is lost by now: not while its processes live here."""
         return self._is_late(row) and not self._has_lived(row["id"])
 
+    def _is_for_others(self, job_type: str, connection: str | None, is_watched: bool) -> bool:
+        return self._means.serving.why_not(job_type, connection, is_watched=is_watched) is not None
+
     def _has_lived(self, job_id: int) -> bool:
         return monotonic_s() - self._lived_s.get(job_id, -math.inf) <= _LIVES_S
 
@@ -156,7 +159,7 @@ class Sweeping:
         """Tell the orphans to watch, to run again, and to lose, of those that are ours to judge."""
         serving, code, uid = self._means.serving, self._means.code, identity.uid()
         # Thousands of them have the same host, and are of the same kind.
-        can_serve, why_not = cache(identity.can_serve), cache(serving.why_not)
+        can_serve, is_for_others = cache(identity.can_serve), cache(self._is_for_others)
         is_monitored = cache(serving.is_monitored)
         to_adopt: list[tuple[RowMapping, Sighting]] = []
         to_start: list[Sighting] = []
@@ -169,7 +172,7 @@ class Sweeping:
                     to_lose[seen] = why_given_up(row, row["age_s"], unseen.get(row["id"]))
             elif row["host_uid"] is not None and row["host_uid"] != uid:
                 continue  # only that user's workers may
-            elif why_not(row["job_type"], row["connection"], is_watched=row["submit_token"] is not None):
+            elif is_for_others(row["job_type"], row["connection"], row["submit_token"] is not None):
                 continue
             elif is_monitored(row["job_type"]):
                 to_adopt.append((row, seen))
